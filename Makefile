@@ -1,0 +1,38 @@
+# Two commands do all the set-up on a fresh machine with Python 3.11 or newer:
+#   make train   trains configs/digits.py (ARGS="--config=..." for another)
+#   make test    runs the tests
+
+PYTHON ?= python3
+ARGS ?= --config=configs/digits.py
+BIN := .venv/bin
+
+.PHONY: train test check bench results
+
+train: .venv/installed
+	$(BIN)/python train.py $(ARGS)
+
+test: .venv/installed-dev
+	$(BIN)/python -m pytest
+
+# Lint, format and types.
+check: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyrefly check
+
+# The figures of the README: step time, then accuracy (needs Fashion-MNIST; about 25 minutes).
+bench: .venv/installed
+	$(BIN)/python -m benchmarks.step_time
+
+results: .venv/installed
+	$(BIN)/python -m benchmarks.accuracy
+
+.venv/installed: requirements.txt
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+.venv/installed-dev: .venv/installed requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@

@@ -1,0 +1,53 @@
+"""Every field of a config, with its default. The other files here change what their task needs."""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0
+
+    # Data: digits, procedural, mnist, fashion_mnist, cifar10 or cifar100.
+    config.dataset = "digits"
+    config.data_dir = ""  # looked into first, then where systems put the set, then the cache
+    config.download = True  # fetch, checked by sha256, what is found nowhere
+    config.validation_examples = 0  # held out of the training set, the same ones in every run
+    config.crop_padding = 0  # training images are shifted by up to so many pixels
+    config.flip = False  # ... and mirrored half the time
+
+    # The network. Its layers are counted from 0; the last one is the output layer.
+    config.model = ConfigDict()
+    config.model.name = "mlp"  # mlp or cnn
+    config.model.norm = "batch"  # none, batch or layer
+    config.model.dtype = "float32"  # or bfloat16, for the computation; parameters stay float32
+    config.model.mlp = ConfigDict({"depth": 6, "width": 256, "dropout": 0.0})
+    config.model.cnn = ConfigDict({"features": (32, 64, 128), "kernel_size": 5})
+
+    # Where to cut it: all, none, or after chosen layers, like 0,2,5.
+    config.boundaries = "all"
+
+    # What stands in for the gradient at a boundary: backprop (the true gradient: the baseline),
+    # linear, loss_shaped, mlp, convolutional or recursive_least_squares.
+    config.estimator = ConfigDict()
+    config.estimator.name = "linear"
+    config.estimator.conditioned = True  # whether it sees the labels beside h
+    config.estimator.mlp = ConfigDict({"hidden": (256,)})
+    config.estimator.convolutional = ConfigDict({"features": (64,), "kernel_size": 3})
+    config.estimator.recursive_least_squares = ConfigDict({"decay": 0.99, "ridge": 1e-3, "solve_every": 1})
+
+    # Adam, with one state a module and one an estimator. schedule: constant or cosine (to zero).
+    config.optimizer = ConfigDict()
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.schedule = "cosine"
+    config.optimizer.weight_decay = 0.0
+    config.estimator_optimizer = ConfigDict()
+    config.estimator_optimizer.learning_rate = 2e-3
+    config.estimator_optimizer.schedule = "cosine"
+    config.update_probability = 1.0  # of each module in each step (J16, section 3.1)
+
+    config.epochs = 10
+    config.batch_size = 256
+    config.log_every = 50  # steps between lines of metrics
+    config.alignment_every = 250  # steps between measurements of the cosine with the true gradient
+    config.show_test = False  # report the test accuracy after each epoch too, for display only
+    return config

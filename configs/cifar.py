@@ -1,0 +1,34 @@
+"""CIFAR-10: a CNN with a convolutional synthetic gradient after every layer but the last (J16, 4.1).
+
+python train.py --config=configs/cifar.py
+
+With `:quick` the same model runs the same code in about a minute, without a download, on a small generated
+set that every output calls `procedural`:
+
+python train.py --config=configs/cifar.py:quick
+"""
+
+from configs import base
+
+
+def get_config(variant: str = ""):
+    if variant not in ("", "quick"):
+        raise ValueError(f"configs/cifar.py has no variant {variant!r}: use :quick or nothing")
+    config = base.get_config()
+    config.model.name = "cnn"
+    config.estimator.name = "convolutional"
+    config.crop_padding = 4
+    config.flip = True
+    if variant == "quick":
+        config.dataset = "procedural"
+        config.flip = False  # Mirroring would turn one orientation, and so one class, into another.
+        config.validation_examples = 500
+        config.epochs = 3
+        config.batch_size = 64
+        config.log_every = 10
+        config.alignment_every = 25
+    else:
+        config.dataset = "cifar10"
+        config.validation_examples = 5000
+        config.epochs = 60
+    return config

@@ -1,0 +1,13 @@
+"""Fashion-MNIST: a 6x256 MLP with a linear synthetic gradient after every layer but the last.
+
+python train.py --config=configs/fashion_mnist.py
+"""
+
+from configs import base
+
+
+def get_config():
+    config = base.get_config()
+    config.dataset = "fashion_mnist"
+    config.validation_examples = 5000
+    return config

@@ -1,0 +1,46 @@
+"""Train the modules of a network independently, each from its own synthetic gradient.
+
+See `decoupled.types` for the notation and the two seams, `Module` and `Estimator`.
+"""
+
+from decoupled import estimators, losses, models
+from decoupled.errors import DataError, TrainingError, UsageError
+from decoupled.learner import (
+    BoundaryMetrics,
+    EstimatorState,
+    Learner,
+    LearnerState,
+    Metrics,
+    ModuleState,
+    ModuleStep,
+    learner,
+)
+from decoupled.modules import compose, cut, from_functions, from_linen
+from decoupled.types import Estimator, Module, ModuleVariables, Reads
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BoundaryMetrics",
+    "DataError",
+    "Estimator",
+    "EstimatorState",
+    "Learner",
+    "LearnerState",
+    "Metrics",
+    "Module",
+    "ModuleState",
+    "ModuleStep",
+    "ModuleVariables",
+    "Reads",
+    "TrainingError",
+    "UsageError",
+    "compose",
+    "cut",
+    "estimators",
+    "from_functions",
+    "from_linen",
+    "learner",
+    "losses",
+    "models",
+]

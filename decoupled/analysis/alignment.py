@@ -1,0 +1,76 @@
+"""How well the gradient a module is given agrees with the one backprop would give it."""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from decoupled.learner import Learner, LearnerState
+from decoupled.types import Array, Key
+
+
+class BoundaryGradients(NamedTuple):
+    """Per-example gradients at every boundary, each the shape of h there.
+
+    Attributes:
+      true: dL/dh of the whole network.
+      estimated: what the module below is given in its place.
+    """
+
+    true: tuple[Array, ...]
+    estimated: tuple[Array, ...]
+
+
+def boundary_gradients(
+    learner: Learner, state: LearnerState, x: Array, y: Array, key: Key
+) -> BoundaryGradients:
+    """The true and the estimated gradient at every boundary, for the batch an `update` would see.
+
+    Args:
+      learner: its modules run in training mode, as in `learner.update(state, x, y, key)`.
+      state: not changed.
+      x, y: a batch.
+      key: as given to `update`, so that dropout falls alike.
+    """
+    h, activations, pullbacks = x, [], []
+    for i, module in enumerate(learner.modules):
+
+        def run(h: Array, i: int = i, module=module) -> Array:
+            part_key = jax.random.fold_in(key, i)
+            return module.apply(*state.modules[i][:2], h, part_key, True)[0]
+
+        if i == 0:
+            h = run(h)
+        else:
+            h, pullback = jax.vjp(run, h)
+            pullbacks.append(pullback)
+        activations.append(h)
+
+    losses, loss_pullback = jax.vjp(lambda output: learner.loss(output, y), h)
+    (error,) = loss_pullback(jnp.ones_like(losses))
+    true, estimated = [], []
+    grad_h, grad_h_hat = error, error
+    for i in reversed(range(len(learner.estimators))):
+        (grad_h,), (incoming,) = pullbacks[i](grad_h), pullbacks[i](grad_h_hat)
+        estimator, h = learner.estimators[i], activations[i]
+        signal = estimator.reads.choose(error=error, incoming=incoming)
+        grad_h_hat = estimator.estimate(state.estimators[i].params, h, y, signal).astype(h.dtype)
+        true.append(grad_h)
+        estimated.append(grad_h_hat)
+    return BoundaryGradients(tuple(reversed(true)), tuple(reversed(estimated)))
+
+
+def cosine(a: Array, b: Array) -> Array:
+    """Cosine of the angle between two arrays taken as one vector each; 0 where either is zero.
+
+    Args:
+      a, b: of one shape; here gradients of a whole batch, (batch, ...).
+
+    Returns:
+      A scalar in [-1, 1].
+    """
+    chex.assert_equal_shape([a, b])
+    a, b = a.astype(jnp.float32).ravel(), b.astype(jnp.float32).ravel()
+    norms = jnp.linalg.norm(a) * jnp.linalg.norm(b)
+    return jnp.where(norms > 0, jnp.vdot(a, b) / jnp.where(norms > 0, norms, 1.0), 0.0)

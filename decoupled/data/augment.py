@@ -1,0 +1,70 @@
+"""From bytes to network inputs, on the device, inside the compiled step."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from decoupled.types import Array, Key
+
+
+class Preprocess(NamedTuple):
+    """Pure functions from uint8 images to inputs.
+
+    Attributes:
+      train: (key, images) -> inputs, augmented.
+      evaluate: images -> inputs.
+    """
+
+    train: Callable[[Key, Array], Array]
+    evaluate: Callable[[Array], Array]
+
+
+def preprocess(train_images: np.ndarray, crop_padding: int = 0, flip: bool = False) -> Preprocess:
+    """Standardises each channel by the training images' mean and deviation, after augmentation.
+
+    Args:
+      train_images: (examples, height, width, channels), uint8.
+      crop_padding: training images are shifted by up to so many pixels each way; 0 for none.
+      flip: whether training images are mirrored half the time.
+    """
+    mean = jnp.asarray(train_images.mean((0, 1, 2)), jnp.float32)[None, None, None, :]
+    deviation = jnp.asarray(train_images.std((0, 1, 2)), jnp.float32)[None, None, None, :]
+
+    def evaluate(images: Array) -> Array:
+        chex.assert_rank(images, 4)
+        return (images.astype(jnp.float32) - mean) / jnp.maximum(deviation, 1e-6)
+
+    def train(key: Key, images: Array) -> Array:
+        crop_key, flip_key = jax.random.split(key)
+        if crop_padding:
+            images = random_crop(crop_key, images, crop_padding)
+        if flip:
+            images = random_flip(flip_key, images)
+        return evaluate(images)
+
+    return Preprocess(train, evaluate)
+
+
+def random_crop(key: Key, images: Array, padding: int) -> Array:
+    """Pads by `padding` zeros on each side and cuts each image back to size at a random place."""
+    chex.assert_rank(images, 4)
+    batch, height, width, channels = images.shape
+    padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    corners = jax.random.randint(key, (batch, 2), 0, 2 * padding + 1)
+
+    def crop(image: Array, corner: Array) -> Array:
+        start = (corner[0], corner[1], 0)
+        return jax.lax.dynamic_slice(image, start, (height, width, channels))
+
+    return jax.vmap(crop)(padded, corners)
+
+
+def random_flip(key: Key, images: Array) -> Array:
+    """Mirrors each image left to right with probability a half."""
+    chex.assert_rank(images, 4)
+    flipped = jax.random.bernoulli(key, shape=(images.shape[0], 1, 1, 1))
+    return jnp.where(flipped, images[:, :, ::-1], images)

@@ -1,0 +1,106 @@
+"""What a loader returns: labelled images, checked, and split."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from decoupled.errors import DataError, UsageError
+
+
+class Split(NamedTuple):
+    """Labelled images in host memory.
+
+    Attributes:
+      images: (examples, height, width, channels), uint8.
+      labels: (examples,), int32.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+class Dataset(NamedTuple):
+    """A named data set with its published train and test splits.
+
+    Attributes:
+      name: as it appears in every output.
+      num_classes: labels run from 0 to num_classes - 1.
+      train, test: as published.
+    """
+
+    name: str
+    num_classes: int
+    train: Split
+    test: Split
+
+
+def checked_split(images: np.ndarray, labels: np.ndarray, num_classes: int, where: str) -> Split:
+    """A Split, once images and labels are known to belong together.
+
+    Raises:
+      DataError: there are no examples, the counts differ, or a label is out of range.
+    """
+    if len(images) != len(labels):
+        raise DataError(f"{where}: {len(images)} images but {len(labels)} labels")
+    if len(images) == 0:
+        raise DataError(f"{where}: no examples in it")
+    wrong = (labels < 0) | (labels >= num_classes)
+    if wrong.any():
+        first = int(np.argmax(wrong))
+        raise DataError(
+            f"{where}: label {int(labels[first])} of example {first} is outside 0..{num_classes - 1}"
+        )
+    return Split(images, labels.astype(np.int32))
+
+
+def hold_out(split: Split, count: int, seed: int = 0) -> tuple[Split, Split]:
+    """Splits off `count` examples, drawn by a fixed `seed` so that every run holds out the same ones.
+
+    Returns:
+      The rest, and the examples held out.
+
+    Raises:
+      UsageError: `count` leaves nothing to train on.
+    """
+    if not 0 <= count < len(split):
+        raise UsageError(
+            f"validation_examples is {count}, but the training set has {len(split)} examples:"
+            f" choose 0 to {len(split) - 1}"
+        )
+    order = np.random.default_rng(seed).permutation(len(split))
+    kept, held = np.sort(order[count:]), np.sort(order[:count])
+    return (
+        Split(split.images[kept], split.labels[kept]),
+        Split(split.images[held], split.labels[held]),
+    )
+
+
+def batches_per_epoch(split: Split, batch_size: int) -> int:
+    """Number of full batches in a split.
+
+    Raises:
+      UsageError: there is not even one.
+    """
+    if batch_size > len(split):
+        raise UsageError(
+            f"batch_size is {batch_size}, but there are only {len(split)} training examples"
+            " (after validation_examples are held out): choose a smaller batch"
+        )
+    return len(split) // batch_size
+
+
+def shuffled_batches(
+    split: Split, batch_size: int, seed: int, epoch: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """One epoch of full batches in an order that depends on (seed, epoch) alone.
+
+    The examples left over, fewer than a batch, come up in other epochs.
+    """
+    order = np.random.default_rng((seed, epoch)).permutation(len(split))
+    for i in range(batches_per_epoch(split, batch_size)):
+        chosen = order[i * batch_size : (i + 1) * batch_size]
+        yield split.images[chosen], split.labels[chosen]

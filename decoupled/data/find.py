@@ -1,0 +1,91 @@
+"""Finds the files of a published data set on disk, or downloads them, checked, into a cache folder."""
+
+import hashlib
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pooch
+from absl import logging
+
+from decoupled.errors import DataError
+
+_CONNECT_SECONDS = 15
+
+
+class Source(NamedTuple):
+    """A published data set's files.
+
+    Attributes:
+      name: of the data set, and of its folder under a data directory.
+      url: https address of the folder that holds the files.
+      sha256: of each file, by name, as published.
+      system_folders: where operating systems install it.
+      hint: what a person without a network can do.
+    """
+
+    name: str
+    url: str
+    sha256: Mapping[str, str]
+    system_folders: Sequence[str]
+    hint: str
+
+
+def find_or_download(
+    source: Source, candidates: Sequence[Sequence[str]], data_dir: str = "", download: bool = True
+) -> list[Path]:
+    """The path of one candidate from each list, all in the same folder.
+
+    Args:
+      source: where the files come from.
+      candidates: for each file needed, the names it may have, the published one first.
+      data_dir: looked into first, then its subfolder `source.name`; empty to skip.
+      download: whether to fetch what is found nowhere.
+
+    Raises:
+      DataError: nothing is there and nothing could be fetched; says where it was looked for.
+    """
+    cache = Path(pooch.os_cache("decoupled")) / source.name
+    folders = [Path(data_dir).expanduser(), Path(data_dir).expanduser() / source.name]
+    folders = (folders if data_dir else []) + [Path(f) for f in source.system_folders] + [cache]
+    for folder in folders:
+        paths = [_first_existing(folder, names) for names in candidates]
+        found = [path for path in paths if path is not None]
+        if len(found) == len(candidates):
+            return found
+    published = [names[0] for names in candidates]
+    problem = "downloading is switched off (config.download)"
+    if download:
+        try:
+            return [_download(source, name, cache) for name in published]
+        except (OSError, ValueError) as error:
+            reason = type(error).__name__ if isinstance(error, OSError) else str(error)
+            problem = f"{source.url} gave no good copy ({' '.join(reason.split())})"
+    looked = ", ".join(str(folder) for folder in folders)
+    raise DataError(
+        f"{source.name} is missing: no {' or '.join(published[:1])} in {looked}; {problem}. {source.hint}"
+    )
+
+
+def _first_existing(folder: Path, names: Sequence[str]) -> Path | None:
+    return next((folder / name for name in names if (folder / name).exists()), None)
+
+
+def _download(source: Source, name: str, cache: Path) -> Path:
+    """Fetches one file; it appears in the cache only once its sha256 is right."""
+    path = cache / name
+    if path.exists() and _sha256(path) == source.sha256[name]:
+        return path
+    logging.info("downloading %s", source.url + name)
+    downloader: Any = pooch.HTTPDownloader(
+        progressbar=sys.stderr.isatty(), timeout=_CONNECT_SECONDS, allow_redirects=True
+    )
+    pooch.get_logger().setLevel("WARNING")
+    pooch.retrieve(source.url + name, f"sha256:{source.sha256[name]}", name, cache, downloader=downloader)
+    return path
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,86 @@
+"""MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100: where each is published and how it is read."""
+
+from decoupled.data.cifar_binary import read_cifar_split
+from decoupled.data.dataset import Dataset
+from decoupled.data.find import Source, find_or_download
+from decoupled.data.idx import read_idx_split
+
+_IDX_FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+
+MNIST = Source(
+    name="mnist",
+    url="https://storage.googleapis.com/cvdf-datasets/mnist/",
+    sha256={
+        "train-images-idx3-ubyte.gz": ("440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"),
+        "train-labels-idx1-ubyte.gz": ("3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c"),
+        "t10k-images-idx3-ubyte.gz": ("8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6"),
+        "t10k-labels-idx1-ubyte.gz": ("f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"),
+    },
+    system_folders=("/usr/share/datasets/mnist",),
+    hint="Offline, --config=configs/digits.py trains the same way on data that needs no download.",
+)
+
+FASHION_MNIST = Source(
+    name="fashion_mnist",
+    url="https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
+    sha256={
+        "train-images-idx3-ubyte.gz": ("3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84"),
+        "train-labels-idx1-ubyte.gz": ("a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845"),
+        "t10k-images-idx3-ubyte.gz": ("346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073"),
+        "t10k-labels-idx1-ubyte.gz": ("67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5"),
+    },
+    system_folders=("/usr/share/datasets/fashion-mnist",),
+    hint="On Debian, `apt-get install dataset-fashion-mnist` puts it where it is looked for.",
+)
+
+_CIFAR_HINT = "Offline, --config=configs/cifar.py:quick runs the same model on a small generated data set."
+
+CIFAR10 = Source(
+    name="cifar10",
+    url="https://www.cs.toronto.edu/~kriz/",
+    sha256={"cifar-10-binary.tar.gz": "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"},
+    system_folders=(),
+    hint=_CIFAR_HINT,
+)
+
+CIFAR100 = Source(
+    name="cifar100",
+    url="https://www.cs.toronto.edu/~kriz/",
+    sha256={
+        "cifar-100-binary.tar.gz": ("58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec")
+    },
+    system_folders=(),
+    hint=_CIFAR_HINT,
+)
+
+
+def idx_dataset(source: Source, data_dir: str = "", download: bool = True) -> Dataset:
+    """MNIST or Fashion-MNIST, from IDX files, gzipped or not."""
+    candidates = [(f"{name}.gz", name) for name in _IDX_FILES]
+    train_images, train_labels, test_images, test_labels = find_or_download(
+        source, candidates, data_dir, download
+    )
+    train = read_idx_split(train_images, train_labels, num_classes=10)
+    return Dataset(source.name, 10, train, read_idx_split(test_images, test_labels, num_classes=10))
+
+
+def cifar10(data_dir: str = "", download: bool = True) -> Dataset:
+    """CIFAR-10, from its binary archive or the folder it unpacks to."""
+    names = ("cifar-10-binary.tar.gz", "cifar-10-batches-bin")
+    (path,) = find_or_download(CIFAR10, [names], data_dir, download)
+    batches = [f"data_batch_{i}.bin" for i in range(1, 6)]
+    train = read_cifar_split(path, batches, label_bytes=1, num_classes=10)
+    return Dataset("cifar10", 10, train, read_cifar_split(path, ["test_batch.bin"], 1, 10))
+
+
+def cifar100(data_dir: str = "", download: bool = True) -> Dataset:
+    """CIFAR-100 with its 100 fine labels, from its binary archive or the folder it unpacks to."""
+    names = ("cifar-100-binary.tar.gz", "cifar-100-binary")
+    (path,) = find_or_download(CIFAR100, [names], data_dir, download)
+    train = read_cifar_split(path, ["train.bin"], label_bytes=2, num_classes=100)
+    return Dataset("cifar100", 100, train, read_cifar_split(path, ["test.bin"], 2, 100))

@@ -1,0 +1,22 @@
+"""The errors this package raises for mistakes a person can mend."""
+
+
+class UsageError(ValueError):
+    """What was asked for cannot be: a wrong option, an impossible cut, a batch larger than the data.
+
+    `train.py` prints it as one line and exits with code 2.
+    """
+
+
+class DataError(RuntimeError):
+    """A data set is missing, damaged or not what it claims to be.
+
+    `train.py` prints it as one line and exits with code 1.
+    """
+
+
+class TrainingError(RuntimeError):
+    """A run cannot go on: its loss is no longer a number, or its results cannot be written.
+
+    `train.py` prints it as one line and exits with code 1.
+    """

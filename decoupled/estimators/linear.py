@@ -1,0 +1,37 @@
+"""The linear synthetic gradient of U17, section 3: SG(h, y) = hA + yB + c."""
+
+import jax.numpy as jnp
+
+from decoupled.estimators.synthetic_gradient import Context, by_gradient, flatten
+from decoupled.types import Array, Estimator, Key, PyTree
+
+
+def linear(context: Context = None) -> Estimator:
+    """hA + yB + c, from zero, trained by gradient descent on the SG loss.
+
+    h is flattened to (batch, features); A is (features, features), B (context, features), c (features,).
+    For a mean squared error this form is exact in a linear network (U17, section 3).
+
+    Args:
+      context: encodes y; None leaves yB out.
+
+    References:
+      U17, section 3; J16, section 4.1 (label-conditioned "cDNI").
+    """
+
+    def init(key: Key, h: Array, y: Array) -> PyTree:
+        del key  # Starts at zero, so that a module stays put until its estimator has learnt (J16).
+        features = flatten(h).shape[1]
+        est_params = {"A": jnp.zeros((features, features)), "c": jnp.zeros((features,))}
+        if context is not None:
+            est_params["B"] = jnp.zeros((context(y).shape[1], features))
+        return est_params
+
+    def estimate(est_params: PyTree, h: Array, y: Array, signal: Array | None = None) -> Array:
+        del signal
+        out = flatten(h) @ est_params["A"] + est_params["c"][None, :]
+        if context is not None:
+            out += context(y) @ est_params["B"]
+        return out.reshape(h.shape)
+
+    return Estimator("linear", init, estimate, by_gradient(estimate))

@@ -1,0 +1,63 @@
+"""What all trained synthetic gradients share: their loss, and what they are told beside h."""
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from decoupled.types import Array, PyTree
+
+# y -> (batch, context_features), or None for an estimator that sees h alone.
+Context: TypeAlias = Callable[[Array], Array] | None
+
+
+def one_hot(num_classes: int) -> Callable[[Array], Array]:
+    """Context from integer labels: (batch,) -> (batch, num_classes)."""
+
+    def encode(y: Array) -> Array:
+        chex.assert_rank(y, 1)
+        return jax.nn.one_hot(y, num_classes)
+
+    return encode
+
+
+def as_given(y: Array) -> Array:
+    """Context that is already a vector an example: (batch, ...) -> (batch, features)."""
+    return flatten(y)
+
+
+def flatten(h: Array) -> Array:
+    """(batch, ...) -> (batch, features)."""
+    return h.reshape(h.shape[0], -1)
+
+
+def at_least_float32(h: Array) -> Array:
+    """For sums over many small numbers, which bfloat16 cannot hold."""
+    return h.astype(jnp.promote_types(h.dtype, jnp.float32))
+
+
+def sg_loss(grad_h_hat: Array, target: Array) -> Array:
+    """Squared error of an estimate: summed over features, averaged over examples (U17, section 2).
+
+    Args:
+      grad_h_hat, target: per-example gradients, (batch, ...).
+
+    Returns:
+      A scalar, in squared units of the loss per unit of h.
+    """
+    chex.assert_equal_shape([grad_h_hat, target])
+    error = at_least_float32(grad_h_hat) - at_least_float32(target)
+    return jnp.sum(jnp.square(error)) / target.shape[0]
+
+
+def by_gradient(
+    estimate: Callable[[PyTree, Array, Array, None], Array],
+) -> Callable[[PyTree, Array, Array, Array], tuple[Array, PyTree]]:
+    """The `training_gradient` of an estimator that descends the SG loss of its own estimate."""
+
+    def training_gradient(est_params: PyTree, h: Array, y: Array, target: Array) -> tuple[Array, PyTree]:
+        return jax.value_and_grad(lambda p: sg_loss(estimate(p, h, y, None), target))(est_params)
+
+    return training_gradient

@@ -1,0 +1,36 @@
+"""Losses per example: (output, y) -> (batch,). Their mean over a batch is what training minimises."""
+
+import chex
+import jax.numpy as jnp
+import optax
+
+from decoupled.types import Array
+
+
+def softmax_cross_entropy(logits: Array, labels: Array) -> Array:
+    """Log loss of integer classes, in nats.
+
+    Args:
+      logits: (batch, classes).
+      labels: (batch,), integers.
+
+    Returns:
+      (batch,), float32.
+    """
+    chex.assert_rank([logits, labels], [2, 1])
+    chex.assert_equal_shape_prefix([logits, labels], 1)
+    return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
+
+
+def squared_error(output: Array, targets: Array) -> Array:
+    """Half the squared distance, so that dL/d(output) = output - targets.
+
+    Args:
+      output: (batch, ...).
+      targets: shape of `output`.
+
+    Returns:
+      (batch,).
+    """
+    chex.assert_equal_shape([output, targets])
+    return 0.5 * jnp.sum(jnp.square(output - targets), axis=tuple(range(1, output.ndim)))

@@ -1,0 +1,61 @@
+"""A convolutional network as a chain of layers to cut, after J16, section 4.1."""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from decoupled.models.norm import normalise
+from decoupled.modules import from_linen
+from decoupled.types import Array, Module
+
+
+def cnn(
+    features: Sequence[int],
+    num_outputs: int,
+    *,
+    kernel_size: int = 5,
+    norm: str = "none",
+    dtype: jnp.dtype = jnp.float32,
+) -> list[Module]:
+    """One convolution layer per entry of `features`, each halving the image, then a linear layer.
+
+    Args:
+      features: channels of each convolution layer.
+      num_outputs: of the last layer.
+      kernel_size: of the square kernels.
+      norm: "none", "batch" or "layer", before the ReLU.
+      dtype: of the computation; parameters stay float32.
+    """
+    layers = [
+        from_linen(ConvolutionLayer(channels, kernel_size, norm, dtype), f"conv_{i}")
+        for i, channels in enumerate(features)
+    ]
+    return [*layers, from_linen(OutputLayer(num_outputs, dtype), "output")]
+
+
+class ConvolutionLayer(nn.Module):
+    """Convolution, normalisation, ReLU, 2x2 max pooling."""
+
+    features: int
+    kernel_size: int
+    norm: str = "none"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, h: Array, train: bool) -> Array:
+        kernel = (self.kernel_size, self.kernel_size)
+        h = nn.Conv(self.features, kernel, dtype=self.dtype)(h)
+        h = nn.relu(normalise(self.norm, h, train, self.dtype))
+        return nn.max_pool(h, (2, 2), (2, 2))
+
+
+class OutputLayer(nn.Module):
+    """Dense, of a flattened input."""
+
+    num_outputs: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, h: Array) -> Array:
+        return nn.Dense(self.num_outputs, dtype=self.dtype)(h.reshape(h.shape[0], -1))

@@ -1,0 +1,46 @@
+"""A multilayer perceptron as a chain of layers to cut."""
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from decoupled.models.norm import normalise
+from decoupled.modules import from_linen
+from decoupled.types import Array, Module
+
+
+def mlp(
+    depth: int,
+    width: int,
+    num_outputs: int,
+    *,
+    norm: str = "none",
+    dropout: float = 0.0,
+    dtype: jnp.dtype = jnp.float32,
+) -> list[Module]:
+    """`depth` hidden ReLU layers of `width` units, then a linear one: depth + 1 layers.
+
+    Args:
+      depth: number of hidden layers.
+      width: units of each.
+      num_outputs: of the last layer.
+      norm: "none", "batch" or "layer", before the ReLU.
+      dropout: rate, after the ReLU of hidden layers.
+      dtype: of the computation; parameters stay float32.
+    """
+    hidden = [from_linen(HiddenLayer(width, norm, dropout, dtype), f"hidden_{i}") for i in range(depth)]
+    return [*hidden, from_linen(nn.Dense(num_outputs, dtype=dtype), "output")]
+
+
+class HiddenLayer(nn.Module):
+    """Dense, normalisation, ReLU, dropout, of a flattened input."""
+
+    width: int
+    norm: str = "none"
+    dropout: float = 0.0
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, h: Array, train: bool) -> Array:
+        h = nn.Dense(self.width, dtype=self.dtype)(h.reshape(h.shape[0], -1))
+        h = nn.relu(normalise(self.norm, h, train, self.dtype))
+        return nn.Dropout(self.dropout, deterministic=not train)(h)

@@ -1,0 +1,123 @@
+"""Modules from Linen modules and from plain functions; cutting a chain of them at chosen boundaries."""
+
+import inspect
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from decoupled.errors import UsageError
+from decoupled.types import Array, Key, Module, ModuleVariables, PyTree
+
+
+def from_linen(linen_module: nn.Module, name: str = "", rngs: Sequence[str] = ("dropout",)) -> Module:
+    """A Module from any Linen module that maps one array to one array.
+
+    Every collection but `params` is carried as mutable state in training and left as it is in
+    evaluation. A `train` argument of `__call__`, where there is one, is passed on.
+
+    Args:
+      linen_module: unbound; called as `linen_module(h)` or `linen_module(h, train=...)`.
+      name: defaults to the Linen module's name or class.
+      rngs: the random streams that `apply` offers to the module, each from its own key.
+    """
+    takes_train = "train" in inspect.signature(linen_module.__call__).parameters
+
+    def arguments(train: bool) -> dict[str, Any]:
+        return {"train": train} if takes_train else {}
+
+    def init(key: Key, h: Array) -> ModuleVariables:
+        streams = _streams(key, ("params", *rngs))
+        # Mutable collections start as they would be before any example was seen.
+        variables = linen_module.init(streams, h, **arguments(train=False))
+        params = variables.get("params", {})
+        return ModuleVariables(params, {k: v for k, v in variables.items() if k != "params"})
+
+    def apply(params: PyTree, state: PyTree, h: Array, key: Key, train: bool) -> tuple[Array, PyTree]:
+        variables = {"params": params, **state}
+        if not train:
+            out: Any = linen_module.apply(variables, h, **arguments(train))
+            return out, state
+        streams = _streams(key, rngs)
+        return linen_module.apply(variables, h, rngs=streams, mutable=list(state), **arguments(train))
+
+    return Module(name or linen_module.name or type(linen_module).__name__, init, apply)
+
+
+def from_functions(
+    init: Callable[[Key, Array], PyTree], apply: Callable[[PyTree, Array], Array], name: str
+) -> Module:
+    """A stateless Module from `init(key, h) -> params` and `apply(params, h) -> h_out`."""
+    return Module(
+        name,
+        lambda key, h: ModuleVariables(init(key, h), {}),
+        lambda params, state, h, key, train: (apply(params, h), state),
+    )
+
+
+def compose(modules: Sequence[Module], name: str = "") -> Module:
+    """One Module that runs `modules` in order; gradients flow freely between them."""
+    if len(modules) == 1 and not name:
+        return modules[0]
+
+    def init(key: Key, h: Array) -> ModuleVariables:
+        parts = init_chain(modules, key, h)
+        return ModuleVariables(tuple(p.params for p in parts), tuple(p.state for p in parts))
+
+    def apply(params: PyTree, state: PyTree, h: Array, key: Key, train: bool) -> tuple[Array, PyTree]:
+        new_state = []
+        for i, module in enumerate(modules):
+            part_key = jax.random.fold_in(key, i)
+            h, part_state = module.apply(params[i], state[i], h, part_key, train)
+            new_state.append(part_state)
+        return h, tuple(new_state)
+
+    return Module(name or "+".join(module.name for module in modules), init, apply)
+
+
+def cut(layers: Sequence[Module], boundaries: Sequence[int]) -> list[Module]:
+    """Groups a chain of layers into modules, with a boundary after each layer named.
+
+    Args:
+      layers: the whole network, in order.
+      boundaries: indices of the layers after which to cut, from 0 to len(layers) - 2.
+
+    Raises:
+      UsageError: an index is repeated or there is nothing on one side of it.
+    """
+    last = len(layers) - 1
+    for index in boundaries:
+        if not 0 <= index < last:
+            raise UsageError(
+                f"cannot cut after layer {index}: the network has {len(layers)} layers, so a boundary"
+                f" can follow layers 0 to {last - 1} (the last layer has the true loss)"
+            )
+    if len(set(boundaries)) != len(boundaries):
+        raise UsageError(f"a boundary is named twice in {tuple(boundaries)}; name each layer once")
+    edges = [0, *(index + 1 for index in sorted(boundaries)), len(layers)]
+    return [compose(layers[start:end]) for start, end in itertools.pairwise(edges)]
+
+
+def init_chain(modules: Sequence[Module], key: Key, h: Array) -> list[ModuleVariables]:
+    """Initialises modules that feed one another; `h` is an input batch of the first."""
+    variables = []
+    for i, module in enumerate(modules):
+        variables.append(module.init(jax.random.fold_in(key, i), h))
+        h = like_output(module, variables[-1], h)
+    return variables
+
+
+def like_output(module: Module, variables: ModuleVariables, h: Array) -> Array:
+    """Zeros of the shape and dtype of the module's output for an input batch `h`."""
+    # The key's value cannot matter: only shapes are traced, in evaluation mode.
+    out, _ = jax.eval_shape(
+        lambda v: module.apply(v.params, v.state, h, jax.random.key(0), False), variables
+    )
+    return jnp.zeros(out.shape, out.dtype)
+
+
+def _streams(key: Key, names: Sequence[str]) -> dict[str, Key]:
+    return {name: jax.random.fold_in(key, i) for i, name in enumerate(names)}

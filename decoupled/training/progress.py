@@ -1,0 +1,48 @@
+"""Shows a run as it goes: a bar on a terminal, log lines elsewhere."""
+
+import sys
+import time
+
+from absl import logging
+from tqdm import tqdm
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class Progress:
+    """Counts steps, and says now and then how they are going."""
+
+    def __init__(self, total_steps: int):
+        self._total = total_steps
+        self._bar = tqdm(total=total_steps, unit="step") if sys.stderr.isatty() else None
+        self._started = time.monotonic()
+        self._last_line = -_SECONDS_BETWEEN_LINES
+
+    def show(self, step: int, values: dict[str, float]) -> None:
+        """Reports the numbers of the last few steps."""
+        if self._bar is not None:
+            self._bar.update(step - self._bar.n)
+            self._bar.set_postfix({name: _short(value) for name, value in values.items()})
+            return
+        now = time.monotonic()
+        if now - self._last_line < _SECONDS_BETWEEN_LINES and step < self._total:
+            return
+        self._last_line = now
+        left = (now - self._started) / step * (self._total - step)
+        numbers = "  ".join(f"{name} {_short(value)}" for name, value in values.items())
+        logging.info("step %d/%d  %s  ETA %.0f s", step, self._total, numbers, left)
+
+    def say(self, line: str) -> None:
+        """Prints a line that stays."""
+        if self._bar is not None:
+            self._bar.write(line, file=sys.stderr)
+        else:
+            logging.info("%s", line)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"

@@ -1,0 +1,90 @@
+"""A run's folder: config.json, metrics.jsonl, TensorBoard events, summary.json and report.html."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Self
+
+from tensorboardX import SummaryWriter
+
+from decoupled.errors import TrainingError, UsageError
+
+
+class Workdir:
+    """Writes a run's results, whole files in one move, metrics line by line.
+
+    A context manager: leaving it, in whatever way, puts on disk what was logged.
+    """
+
+    def __init__(self, path: Path, config: dict[str, Any]):
+        """Claims `path` for a new run and stores its config.
+
+        Raises:
+          UsageError: the folder cannot be written, or already holds a run.
+        """
+        self.path = path.expanduser().absolute()
+        if (self.path / "config.json").exists():
+            raise UsageError(f"{self.path} already holds a run: choose another --workdir")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._write("config.json", json.dumps(config, indent=2) + "\n")
+            self._metrics = open(self.path / "metrics.jsonl", "x")  # noqa: SIM115
+            self._events = SummaryWriter(str(self.path), flush_secs=30)
+        except OSError as error:
+            raise UsageError(
+                f"cannot write to {self.path} ({error.strerror}): choose another --workdir"
+            ) from error
+
+    def log(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        """Appends one line of metrics and sends its numbers to TensorBoard.
+
+        Args:
+          kind: "train", "alignment", "validation" or "test".
+          step: number of updates so far.
+          values: numbers, or lists of one number a boundary (None where there is none).
+        """
+        try:
+            self._metrics.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+            self._metrics.flush()
+        except OSError as error:
+            raise self._cannot_write(error) from error
+        for name, value in values.items():
+            entries = enumerate(value) if isinstance(value, list) else [("", value)]
+            for index, number in entries:
+                if number is not None:
+                    tag = f"{kind}/{name}" + (f"/boundary_{index}" if index != "" else "")
+                    self._events.add_scalar(tag, number, step)
+
+    def finish(self, summary: dict[str, Any], report: str) -> None:
+        """Stores the summary and the report; a folder with a summary.json holds a finished run."""
+        self.close()
+        try:
+            self._write("report.html", report)
+            self._write("summary.json", json.dumps(summary, indent=2) + "\n")
+        except OSError as error:
+            raise self._cannot_write(error) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Puts everything logged so far on disk; harmless when done twice."""
+        self._metrics.close()
+        self._events.close()
+
+    def _write(self, name: str, text: str) -> None:
+        partial = self.path / f".{name}.partial"
+        partial.write_text(text)
+        os.replace(partial, self.path / name)
+
+    def _cannot_write(self, error: OSError) -> TrainingError:
+        return TrainingError(f"cannot write results to {self.path}: {error.strerror}")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl, in order."""
+    with open(path / "metrics.jsonl") as lines:
+        return [json.loads(line) for line in lines]

@@ -1,0 +1,89 @@
+"""The two seams of the package: `Module` and `Estimator`. Read this file first.
+
+Notation, here and everywhere (U17 = Czarnecki et al. 2017, arXiv 1703.00522; J16 = Jaderberg et al.
+2016, arXiv 1608.05343):
+
+  h           activation at a boundary, (batch, ...); `h_in`, `h_out` of a module
+  y           context an estimator may see, (batch, ...): labels by default, U17's SG(h, y)
+  grad_h      dL/dh per example, shape of h: L is one example's loss, so nothing depends on batch size
+  grad_h_hat  an estimate of grad_h
+  target      what an estimator is fitted to: the input gradient of the module above its boundary
+  boundary i  stands after module i; the last module has the true loss instead
+"""
+
+import enum
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import optax
+
+Array: TypeAlias = jax.Array
+Key: TypeAlias = jax.Array
+PyTree: TypeAlias = Any
+
+# (output, y) -> one loss per example, (batch,).
+Loss: TypeAlias = Callable[[Array, Array], Array]
+
+
+class ModuleVariables(NamedTuple):
+    """What a module owns.
+
+    Attributes:
+      params: trained by the module's optimizer.
+      state: mutable collections (batch statistics), carried from step to step, not trained.
+    """
+
+    params: PyTree
+    state: PyTree
+
+
+class Module(NamedTuple):
+    """A part of a network that is trained on its own: a pair of pure functions.
+
+    Attributes:
+      name: how metrics and tables call it.
+      init: (key, h) -> ModuleVariables.
+      apply: (params, state, h, key, train) -> (h_out, new_state). `key` feeds dropout and the like;
+        `train` is a Python bool.
+    """
+
+    name: str
+    init: Callable[[Key, Array], ModuleVariables]
+    apply: Callable[[PyTree, PyTree, Array, Key, bool], tuple[Array, PyTree]]
+
+
+class Reads(enum.Enum):
+    """What an estimator reads beyond (h, y); a module's locks (J16, section 1) follow from it."""
+
+    NOTHING = "nothing"  # update-unlocked: the module updates as soon as it has run forward
+    ERROR = "error"  # the network's output error, dL/d(output): waits for the forward pass to end
+    INCOMING = "incoming"  # the gradient from the module above: backward-locked
+
+    def choose(self, error: Array | None, incoming: Array | None) -> Array | None:
+        """The signal an estimator with these needs is given."""
+        return {Reads.NOTHING: None, Reads.ERROR: error, Reads.INCOMING: incoming}[self]
+
+
+class Estimator(NamedTuple):
+    """Where a boundary's gradient comes from: a tuple of pure functions.
+
+    Attributes:
+      name: how metrics and tables call it.
+      init: (key, h, y) -> est_params.
+      estimate: (est_params, h, y, signal) -> grad_h_hat, shape of h. `signal` is what `reads` names:
+        None, the output error (batch, ...) or the incoming gradient (shape of h).
+      training_gradient: (est_params, h, y, target) -> (sg_loss, est_gradient), or None where nothing
+        is trained. `sg_loss` is a scalar, summed over features and averaged over examples;
+        `est_gradient` has the structure of est_params and holds only means over examples, so that
+        it may be averaged over devices whatever it means to the optimizer.
+      reads: what `estimate` needs beyond (h, y).
+      optimizer: turns est_gradient into an update; None leaves the choice to the user.
+    """
+
+    name: str
+    init: Callable[[Key, Array, Array], PyTree]
+    estimate: Callable[[PyTree, Array, Array, Array | None], Array]
+    training_gradient: Callable[[PyTree, Array, Array, Array], tuple[Array, PyTree]] | None
+    reads: Reads = Reads.NOTHING
+    optimizer: optax.GradientTransformation | None = None

@@ -1,0 +1,49 @@
+"""Alignment against jax.grad of the upper network, and cosines worked out by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from decoupled import estimators
+from decoupled.analysis import boundary_gradients, cosine
+from tests import helpers
+
+KEY = jax.random.key(2)
+
+
+@pytest.mark.parametrize("name", ["linear", "backprop"])
+def test_boundary_gradients(name):
+    x, y = helpers.batch()
+    synthetic = helpers.synthetic_gradients()["linear"]
+    estimator = {"linear": synthetic, "backprop": estimators.backprop()}[name]
+    learner = helpers.make_learner(helpers.mlp_modules(norm="batch", dropout=0.2), estimator)
+    state = helpers.noisy(jax.jit(learner.init)(jax.random.key(0), x, y))
+    gradients = jax.jit(lambda s: boundary_gradients(learner, s, x, y, KEY))(state)
+
+    def run(i, h):
+        module, key = learner.modules[i], jax.random.fold_in(KEY, i)
+        return module.apply(*state.modules[i][:2], h, key, True)[0]
+
+    h0 = run(0, x)
+    h1 = run(1, h0)
+    above_1 = jax.grad(lambda h: learner.loss(run(2, h), y).sum())
+    above_0 = jax.grad(lambda h: learner.loss(run(2, run(1, h)), y).sum())
+    true = (above_0(h0), above_1(h1))
+    for actual, expected in zip(gradients.true, true, strict=True):
+        np.testing.assert_allclose(actual, expected, atol=1e-6)
+    estimated = true
+    if name == "linear":
+        estimated = [
+            synthetic.estimate(e.params, h, y, None)
+            for e, h in zip(state.estimators, (h0, h1), strict=True)
+        ]
+    for actual, expected in zip(gradients.estimated, estimated, strict=True):
+        np.testing.assert_allclose(actual, expected, atol=1e-5)
+
+
+def test_cosine():
+    a = jnp.array([[1.0, 0.0], [0.0, 0.0]])
+    assert cosine(a, jnp.array([[1.0, 1.0], [0.0, 0.0]])) == pytest.approx(2**-0.5)
+    assert cosine(a, -3 * a) == pytest.approx(-1)
+    assert cosine(a, jnp.zeros_like(a)) == 0

@@ -1,0 +1,23 @@
+"""A strict session: two fake CPU devices, no silent rank promotion; warnings are errors (pyproject)."""
+
+import os
+
+_FLAGS = (
+    "--xla_force_host_platform_device_count=2",
+    # Half of the session would go into optimising programs that run once.
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+)
+os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *_FLAGS))
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def x64():
+    """Double precision, for oracles that hold to machine precision."""
+    with jax.enable_x64(True):
+        yield

@@ -1,0 +1,88 @@
+"""The CIFAR reader on archives and folders written byte by byte, whole and damaged."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from decoupled import DataError
+from decoupled.data import cifar10, cifar100
+from decoupled.data.cifar_binary import read_cifar_split
+from tests.data.formats import cifar_bytes, random_split, write_tar
+
+BATCHES = [f"data_batch_{i}.bin" for i in range(1, 6)]
+
+
+def cifar10_members():
+    splits = {name: random_split(i, 3, (32, 32, 3)) for i, name in enumerate([*BATCHES, "test_batch.bin"])}
+    members = {f"cifar-10-batches-bin/{n}": cifar_bytes(*split) for n, split in splits.items()}
+    return splits, members
+
+
+@pytest.mark.parametrize("archived", [True, False])
+def test_cifar10(tmp_path, archived):
+    splits, members = cifar10_members()
+    if archived:
+        write_tar(
+            tmp_path / "cifar-10-binary.tar.gz", {**members, "cifar-10-batches-bin/readme.html": b"hi"}
+        )
+    else:
+        (tmp_path / "cifar-10-batches-bin").mkdir()
+        for name, content in members.items():
+            (tmp_path / name).write_bytes(content)
+    dataset = cifar10(str(tmp_path), download=False)
+    np.testing.assert_array_equal(dataset.train.images, np.concatenate([splits[n][0] for n in BATCHES]))
+    np.testing.assert_array_equal(dataset.train.labels, np.concatenate([splits[n][1] for n in BATCHES]))
+    np.testing.assert_array_equal(dataset.test.images, splits["test_batch.bin"][0])
+
+
+def test_cifar100_takes_the_fine_label(tmp_path):
+    members = {}
+    for seed, name in enumerate(("train.bin", "test.bin")):
+        images, fine = random_split(seed, 4, (32, 32, 3), classes=100)
+        members[f"cifar-100-binary/{name}"] = cifar_bytes(images, fine // 5, fine)
+    write_tar(tmp_path / "cifar-100-binary.tar.gz", members)
+    dataset = cifar100(str(tmp_path), download=False)
+    np.testing.assert_array_equal(dataset.test.labels, fine)
+    np.testing.assert_array_equal(dataset.test.images, images)
+
+
+def test_damaged_archives_are_named_in_one_line(tmp_path):
+    path = tmp_path / "cifar-10-binary.tar.gz"
+    _, members = cifar10_members()
+    write_tar(path, members)
+    whole = path.read_bytes()
+    cases = [
+        (whole[: len(whole) // 2], "cannot be read as a tar archive"),
+        (b"not a tar", "cannot be read"),
+    ]
+    for content, message in cases:
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=message):
+            cifar10(str(tmp_path), download=False)
+    del members["cifar-10-batches-bin/test_batch.bin"]
+    write_tar(path, members)
+    with pytest.raises(DataError, match=r"no test_batch.bin in this archive"):
+        cifar10(str(tmp_path), download=False)
+
+
+def test_damaged_records(tmp_path):
+    images, labels = random_split(0, 3, (32, 32, 3))
+    for content, message in (
+        (cifar_bytes(images, labels)[:-1], "9218 bytes, not a whole number of 3073-byte records"),
+        (b"", "0 bytes, not a whole number"),
+        (cifar_bytes(images, np.array([0, 10, 1], np.uint8)), r"label 10 of example 1 is outside 0\.\.9"),
+    ):
+        (tmp_path / "part.bin").write_bytes(content)
+        with pytest.raises(DataError, match=message):
+            read_cifar_split(tmp_path, ["part.bin"], label_bytes=1, num_classes=10)
+    with pytest.raises(DataError, match="cannot be read"):
+        read_cifar_split(tmp_path, ["absent.bin"], label_bytes=1, num_classes=10)
+
+
+@given(st.binary(max_size=600))
+def test_any_bytes_as_an_archive_give_a_data_error(tmp_path_factory, junk):
+    path = tmp_path_factory.mktemp("cifar") / "cifar.tar.gz"
+    path.write_bytes(junk)
+    with pytest.raises(DataError):
+        read_cifar_split(path, ["part.bin"], label_bytes=1, num_classes=10)

@@ -1,0 +1,66 @@
+"""The IDX reader on files written byte by byte, whole and damaged."""
+
+import contextlib
+import gzip
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from decoupled import DataError
+from decoupled.data import MNIST, idx_dataset
+from decoupled.data.idx import read_idx
+from tests.data.formats import idx_bytes, write_idx_files
+
+
+@pytest.mark.parametrize("gzipped", [True, False])
+@pytest.mark.parametrize("subfolder", ["", "mnist"])
+def test_mnist_from_a_data_folder(tmp_path, gzipped, subfolder):
+    contents = write_idx_files(tmp_path / subfolder, gzipped)
+    dataset = idx_dataset(MNIST, str(tmp_path), download=False)
+    assert (dataset.name, dataset.num_classes) == ("mnist", 10)
+    for split, prefix in ((dataset.train, "train"), (dataset.test, "t10k")):
+        np.testing.assert_array_equal(split.images[..., 0], contents[prefix][0])
+        np.testing.assert_array_equal(split.labels, contents[prefix][1])
+        assert (split.images.dtype, split.labels.dtype) == (np.uint8, np.int32)
+
+
+GOOD = idx_bytes(np.arange(24, dtype=np.uint8).reshape(2, 3, 4))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "starts with nothing"),
+        (b"\x89PNG\r\n", "not an IDX file"),
+        (idx_bytes(np.zeros(4, np.uint8)), "not an IDX file of unsigned bytes in 3 dimensions"),
+        (GOOD[:9], "ends within its header"),
+        (GOOD[:-1], "promises 24 bytes, the file has only 23"),
+        (GOOD + b"x", "promises 24 bytes, the file has more"),
+        (b"\0\0\x08\x03" + b"\xff" * 12, "that is no data set"),
+        (gzip.compress(GOOD)[:-9], "cannot be read"),
+        (b"\x1f\x8b" + b"junk" * 10, "cannot be read"),
+    ],
+)
+def test_damaged_files_are_named_in_one_line(tmp_path, content, message):
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=message) as caught:
+        read_idx(path, rank=3)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@given(st.binary(max_size=64), st.integers(0, len(GOOD)))
+def test_any_bytes_give_an_array_or_a_data_error(tmp_path_factory, junk, keep):
+    path = tmp_path_factory.mktemp("idx") / "file"
+    for content in (junk, GOOD[:keep] + junk, gzip.compress(GOOD)[:keep] + junk):
+        path.write_bytes(content)
+        with contextlib.suppress(DataError):
+            assert read_idx(path, rank=3).ndim == 3
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(DataError, match="cannot be read"):
+        read_idx(tmp_path / "absent", rank=1)

@@ -1,0 +1,130 @@
+"""Each trained estimator: where it starts, what it sees, and what its fit should be."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from decoupled import estimators
+from tests import helpers
+
+KEY = jax.random.key(0)
+CONTEXT = estimators.one_hot(helpers.CLASSES)
+MAKERS = {
+    "linear": estimators.linear,
+    "loss_shaped": lambda context=None: estimators.loss_shaped(helpers.CLASSES, context),
+    "mlp": lambda context=None: estimators.mlp((6,), context),
+    "convolutional": lambda context=None: estimators.convolutional((6,), 3, context),
+    "recursive_least_squares": estimators.recursive_least_squares,
+}
+
+
+def problem(name, size=16):
+    """Activations of the shape the estimator is for, labels, and a target that depends on both."""
+    rng = np.random.default_rng(0)
+    shape = (size, 4, 4, 2) if name == "convolutional" else (size, 4)
+    h = jnp.asarray(rng.normal(size=shape), jnp.float32)
+    y = jnp.asarray(rng.integers(helpers.CLASSES, size=size), jnp.int32)
+    labels = np.asarray(y).reshape(-1, *[1] * (h.ndim - 1))
+    return h, y, 0.5 * h + jnp.asarray(labels - 1.0, jnp.float32) * jnp.ones_like(h)
+
+
+def fit(estimator, h, y, target, steps=300):
+    """Trains the estimator; returns its parameters and the SG loss before each step."""
+    est_params = estimator.init(KEY, h, y)
+    tx = estimator.optimizer or optax.adam(0.03)
+
+    def step(carry, _):
+        est_params, opt_state = carry
+        sg_loss, gradient = estimator.training_gradient(est_params, h, y, target)
+        updates, opt_state = tx.update(gradient, opt_state, est_params)
+        return (optax.apply_updates(est_params, updates), opt_state), sg_loss
+
+    carry = (est_params, tx.init(est_params))
+    (est_params, _), losses = jax.jit(lambda c: jax.lax.scan(step, c, length=steps))(carry)
+    return est_params, losses
+
+
+@pytest.mark.parametrize("context", [None, CONTEXT], ids=["unconditional", "conditioned"])
+@pytest.mark.parametrize("name", MAKERS)
+def test_first_estimate_is_zero_and_sg_loss_is_the_targets_power(name, context):
+    h, y, target = problem(name)
+    estimator = MAKERS[name](context)
+    est_params = estimator.init(KEY, h, y)
+    estimate = estimator.estimate(est_params, h, y, None)
+    assert estimate.shape == h.shape
+    assert not estimate.any()
+    sg_loss, _ = estimator.training_gradient(est_params, h, y, target)
+    assert sg_loss == pytest.approx(float((target**2).sum()) / len(y), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_only_conditioned_estimators_see_the_label(name):
+    h, y, target = problem(name)
+    for context, sees in ((None, False), (CONTEXT, True)):
+        estimator = MAKERS[name](context)
+        est_params, _ = fit(estimator, h, y, target, steps=20)
+        one, other = (estimator.estimate(est_params, h, labels, None) for labels in (y, (y + 1) % 3))
+        assert bool((one != other).any()) == sees
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_fitting_brings_the_loss_down(name):
+    h, y, target = problem(name)
+    losses = fit(MAKERS[name](CONTEXT), h, y, target)[1]
+    # The loss-shaped form cannot represent this target, the others can.
+    assert losses[-1] < (0.8 if name == "loss_shaped" else 0.15) * losses[0]
+
+
+def test_loss_shaped_is_exact_below_a_linear_layer_with_log_loss():
+    rng = np.random.default_rng(0)
+    h, y, _ = problem("loss_shaped")
+    kernel = jnp.asarray(rng.normal(size=(4, helpers.CLASSES)), jnp.float32)
+    bias = jnp.asarray(rng.normal(size=(helpers.CLASSES,)), jnp.float32)
+
+    def log_loss(h):
+        log_p = jax.nn.log_softmax(h @ kernel + bias[None])
+        return -jnp.take_along_axis(log_p, y[:, None], 1).sum()
+
+    est_params = {"W": kernel, "b": bias, "V": kernel.T}
+    estimate = MAKERS["loss_shaped"](CONTEXT).estimate(est_params, h, y, None)
+    np.testing.assert_allclose(estimate, jax.grad(log_loss)(h), atol=1e-5)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("solve_every", [1, 3])
+def test_recursive_least_squares_solves_the_weighted_problem(solve_every):
+    """NumPy's lstsq on all batches so far, weighted by age, with the ridge as extra rows."""
+    decay, ridge, rng = 0.8, 1e-2, np.random.default_rng(0)
+    estimator = estimators.recursive_least_squares(estimators.as_given, decay, ridge, solve_every)
+    batches = [tuple(rng.normal(size=(6, n)) for n in (3, 2, 3)) for _ in range(7)]
+    est_params = estimator.init(KEY, *map(jnp.asarray, batches[0][:2]))
+    opt_state = estimator.optimizer.init(est_params)
+    for t, (h, y, target) in enumerate(batches):
+        _, moments = estimator.training_gradient(est_params, *map(jnp.asarray, (h, y, target)))
+        updates, opt_state = estimator.optimizer.update(moments, opt_state, est_params)
+        est_params = optax.apply_updates(est_params, updates)
+        if t % solve_every:
+            continue
+        rows = [np.hstack([b[0], np.ones((6, 1)), b[1]]) for b in batches[: t + 1]]
+        weights = [np.sqrt(decay ** (t - s) * (1 - decay) / 6) for s in range(t + 1)]
+        x = np.vstack([w * r for w, r in zip(weights, rows, strict=True)])
+        z = np.vstack([w * b[2] for w, b in zip(weights, batches[: t + 1], strict=True)])
+        damping = np.sqrt(ridge * (x**2).sum() / x.shape[1])
+        x, z = np.vstack([x, damping * np.eye(6)]), np.vstack([z, np.zeros((6, 3))])
+        expected = np.linalg.lstsq(x, z)[0]
+        np.testing.assert_allclose(est_params["K"], expected, atol=1e-10)
+
+
+def test_recursive_least_squares_survives_features_that_never_move():
+    h, y, target = problem("linear")
+    h = h.at[:, 1:].set(0.0)
+    est_params, losses = fit(estimators.recursive_least_squares(CONTEXT), h, y, target, steps=5)
+    assert np.isfinite(losses).all()
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(est_params))
+
+
+def test_one_hot_wants_a_vector_of_labels():
+    with pytest.raises(AssertionError):
+        CONTEXT(jnp.zeros((4, 1), jnp.int32))

@@ -1,0 +1,322 @@
+"""The oracles of the fused step. Expectations come from jax.grad and from NumPy, not from the learner."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import decoupled
+from decoupled import estimators
+from tests import helpers
+
+KEY = jax.random.key(7)
+SYNTHETIC = helpers.synthetic_gradients()
+
+
+def start(modules, estimator, x, y, **options):
+    learner = helpers.make_learner(modules, estimator, **options)
+    return learner, helpers.noisy(jax.jit(learner.init)(jax.random.key(0), x, y))
+
+
+@pytest.mark.parametrize("norm", ["none", "batch", "layer"])
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_true_gradients_give_backprop(norm, dropout):
+    x, y = helpers.batch()
+    modules = helpers.mlp_modules(depth=3, norm=norm, dropout=dropout)
+    learner, state = start(modules, estimators.backprop(), x, y)
+    new, metrics = jax.jit(learner.update)(state, x, y, KEY)
+    expected = helpers.mean_loss_gradients(modules, state, x, y, KEY)
+    chex.assert_trees_all_close(helpers.steps_taken(state, new), expected, atol=1e-6)
+    assert metrics.boundaries == (None, None, None)
+
+
+def test_one_module_alone_is_backprop():
+    x, y = helpers.batch()
+    modules = decoupled.cut(decoupled.models.mlp(2, 4, helpers.CLASSES), [])
+    learner, state = start(modules, estimators.backprop(), x, y)
+    new, _ = jax.jit(learner.update)(state, x, y, KEY)
+    expected = helpers.mean_loss_gradients(modules, state, x, y, KEY)
+    chex.assert_trees_all_close(helpers.steps_taken(state, new), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", SYNTHETIC)
+def test_zero_estimates_leave_everything_below_untouched(name):
+    x, y = helpers.batch()
+    learner = helpers.make_learner(helpers.mlp_modules(), SYNTHETIC[name])
+    state = jax.jit(learner.init)(jax.random.key(0), x, y)
+    new, _ = jax.jit(learner.update)(state, x, y, KEY)
+    chex.assert_trees_all_equal(new.modules[:-1], state.modules[:-1])
+    expected = helpers.mean_loss_gradients(learner.modules, state, x, y, KEY)[-1]
+    chex.assert_trees_all_close(helpers.steps_taken(state, new)[-1], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", SYNTHETIC)
+def test_fitting_estimators_moves_no_module(name):
+    x, y = helpers.batch()
+    results = []
+    for est_rate in (0.0, 100.0):
+        learner, state = start(helpers.mlp_modules(), SYNTHETIC[name], x, y, est_rate=est_rate)
+        results.append(jax.jit(learner.update)(state, x, y, KEY)[0])
+    chex.assert_trees_all_equal(results[0].modules, results[1].modules)
+    # The fit itself took place.
+    moved = jax.tree.map(
+        lambda a, b: bool((a != b).any()), results[1].estimators[0].params, state.estimators[0].params
+    )
+    assert all(jax.tree.leaves(moved))
+
+
+def test_estimate_and_fit_by_hand():
+    """One linear SG between two linear modules, every quantity written out in NumPy."""
+    x, y = helpers.batch()
+    modules = [
+        decoupled.from_functions(lambda key, h: {"w": jax.random.normal(key, (5, 4))}, matmul, "a"),
+        decoupled.from_functions(lambda key, h: {"w": jax.random.normal(key, (4, 3))}, matmul, "b"),
+    ]
+    learner, state = start(modules, estimators.linear(estimators.one_hot(3)), x, y, est_rate=0.5)
+    new, metrics = jax.jit(learner.update)(state, x, y, KEY)
+
+    x, labels = np.asarray(x, np.float64), np.eye(3)[np.asarray(y)]
+    w1, w2 = (np.asarray(m.params["w"], np.float64) for m in state.modules)
+    A, B, c = (np.asarray(state.estimators[0].params[k], np.float64) for k in "ABc")
+    h = x @ w1
+    logits = h @ w2
+    softmax = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    grad_h_hat = h @ A + labels @ B + c
+    target = (softmax - labels) @ w2.T
+    residual = grad_h_hat - target
+
+    assert metrics.loss == pytest.approx(-np.log((softmax * labels).sum(1)).mean(), rel=1e-5)
+    w1_step, w2_step = (step["w"] for step in helpers.steps_taken(state, new))
+    np.testing.assert_allclose(w1_step, x.T @ grad_h_hat / 8, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(w2_step, h.T @ (softmax - labels) / 8, rtol=1e-4, atol=1e-5)
+    fitted = new.estimators[0].params
+    np.testing.assert_allclose(fitted["A"], A - 0.5 * 2 * h.T @ residual / 8, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(fitted["B"], B - 0.5 * 2 * labels.T @ residual / 8, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(fitted["c"], c - 0.5 * 2 * residual.sum(0) / 8, rtol=1e-4, atol=1e-4)
+    boundary = metrics.boundaries[0]
+    assert boundary.sg_loss == pytest.approx((residual**2).sum(1).mean(), rel=1e-4)
+    assert boundary.target_power == pytest.approx((target**2).sum(1).mean(), rel=1e-4)
+
+
+def matmul(params, h):
+    return h @ params["w"]
+
+
+@pytest.mark.parametrize("name", [*SYNTHETIC, "backprop"])
+def test_nothing_depends_on_the_batch_size(name):
+    x, y = helpers.batch()
+    estimator = SYNTHETIC.get(name, estimators.backprop())
+    learner, state = start(helpers.mlp_modules(), estimator, x, y, est_rate=0.1)
+    once, metrics_once = jax.jit(learner.update)(state, x, y, KEY)
+    twice, metrics_twice = jax.jit(learner.update)(state, jnp.tile(x, (3, 1)), jnp.tile(y, 3), KEY)
+    chex.assert_trees_all_close(once, twice, rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(metrics_once.boundaries, metrics_twice.boundaries, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("x64")
+def test_best_linear_estimator_of_a_linear_network_is_its_gradient():
+    """U17, section 3: for a squared error, dL/dh is linear in (h, y)."""
+    rng = np.random.default_rng(0)
+    x, y = jnp.asarray(rng.normal(size=(64, 5))), jnp.asarray(rng.normal(size=(64, 3)))
+    w1, w2 = jnp.asarray(rng.normal(size=(5, 4))), jnp.asarray(rng.normal(size=(4, 3)))
+    h = x @ w1
+    target = (h @ w2 - y) @ w2.T
+    estimator = estimators.recursive_least_squares(estimators.as_given, ridge=1e-14)
+    est_params = estimator.init(KEY, h, y)
+    opt_state = estimator.optimizer.init(est_params)
+    _, moments = estimator.training_gradient(est_params, h, y, target)
+    updates, _ = estimator.optimizer.update(moments, opt_state, est_params)
+    est_params = optax.apply_updates(est_params, updates)
+    np.testing.assert_allclose(estimator.estimate(est_params, h, y, None), target, atol=1e-12)
+
+
+def test_linear_estimator_learns_the_gradient_of_a_linear_network():
+    """The same by training: with the network at rest, the SG's error goes to nothing."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(64, 5)), jnp.float32)
+    y = jnp.asarray(rng.normal(size=(64, 3)), jnp.float32)
+    modules = [
+        decoupled.from_functions(lambda key, h: {"w": jax.random.normal(key, (5, 4))}, matmul, "a"),
+        decoupled.from_functions(lambda key, h: {"w": jax.random.normal(key, (4, 3))}, matmul, "b"),
+    ]
+    estimator = estimators.recursive_least_squares(estimators.as_given, ridge=1e-6)
+    learner = helpers.make_learner(modules, estimator, rate=0.0, loss=decoupled.losses.squared_error)
+    state = jax.jit(learner.init)(KEY, x, y)
+    for _ in range(5):
+        state, metrics = jax.jit(learner.update)(state, x, y, KEY)
+    assert metrics.boundaries[0].sg_loss < 1e-8 * metrics.boundaries[0].target_power
+
+
+def test_a_module_that_sits_out_stays_bit_for_bit():
+    x, y = helpers.batch()
+    modules = helpers.mlp_modules(norm="batch")
+    adam = optax.adam(0.1)
+    learner = decoupled.learner(
+        modules,
+        [SYNTHETIC["linear"]] * 2,
+        decoupled.losses.softmax_cross_entropy,
+        adam,
+        adam,
+        update_probability=[1.0, 0.0, 1.0],
+    )
+    state = helpers.noisy(jax.jit(learner.init)(jax.random.key(0), x, y))
+    new, _ = jax.jit(learner.update)(state, x, y, KEY)
+    chex.assert_trees_all_equal(new.modules[1], state.modules[1])
+    chex.assert_trees_all_equal(new.estimators[0], state.estimators[0])
+    for moved, old in [(new.modules[0], state.modules[0]), (new.modules[2], state.modules[2])]:
+        for a, b in zip(jax.tree.leaves(moved), jax.tree.leaves(old), strict=True):
+            assert bool((a != b).any())
+
+
+def test_modules_update_independently_and_as_often_as_asked():
+    x, y = helpers.batch()
+    learner, state = start(helpers.mlp_modules(), SYNTHETIC["linear"], x, y, update_probability=0.3)
+    update = jax.jit(learner.update)
+
+    def moved(i):
+        new, _ = update(state, x, y, jax.random.key(i))
+        return [bool((step["Dense_0"]["bias"] != 0).any()) for step in hidden_steps(state, new)]
+
+    def hidden_steps(before, after):
+        return helpers.steps_taken(before, after)[:2]
+
+    pattern = np.array([moved(i) for i in range(300)])
+    assert np.abs(pattern.mean(0) - 0.3).max() < 0.1
+    assert abs(np.corrcoef(pattern.T)[0, 1]) < 0.2
+
+
+@pytest.mark.parametrize("name", [*SYNTHETIC, "backprop", "error"])
+def test_only_a_locked_module_feels_what_is_downstream(name):
+    x, y = helpers.batch()
+    unlocked = name in SYNTHETIC
+    estimator = {**SYNTHETIC, "backprop": estimators.backprop(), "error": helpers.output_error_estimator()}[
+        name
+    ]
+    learner, state = start(helpers.mlp_modules(), estimator, x, y)
+    changed = list(state.modules)
+    changed[2] = changed[2]._replace(params=jax.tree.map(lambda w: w + 0.5, changed[2].params))
+    update = jax.jit(learner.update)
+    plain, _ = update(state, x, y, KEY)
+    perturbed, _ = update(state._replace(modules=tuple(changed)), x, y, KEY)
+    same = jax.tree.map(
+        lambda a, b: bool((a == b).all()), plain.modules[0].params, perturbed.modules[0].params
+    )
+    assert all(jax.tree.leaves(same)) == unlocked
+
+
+def test_error_estimators_get_the_output_error():
+    x, y = helpers.batch()
+    learner, state = start(helpers.mlp_modules(), helpers.output_error_estimator(), x, y)
+    new, _ = jax.jit(learner.update)(state, x, y, KEY)
+    logits = learner.predict(state, x)
+    error = jax.nn.softmax(logits) - jax.nn.one_hot(y, helpers.CLASSES)
+    for i in range(2):
+        h_in = x
+        for j in range(i):
+            h_in, _ = learner.modules[j].apply(*state.modules[j][:2], h_in, KEY, True)
+
+        def run(params, i=i, h_in=h_in):
+            return learner.modules[i].apply(params, {}, h_in, KEY, True)[0]
+
+        cotangent = error @ state.estimators[i].params["B"] / 8
+        expected = jax.vjp(run, state.modules[i].params)[1](cotangent)[0]
+        chex.assert_trees_all_close(helpers.steps_taken(state, new)[i], expected, atol=1e-6)
+
+
+def test_a_locked_boundary_below_an_unlocked_one_gets_its_estimate():
+    """Two modules share one synthetic gradient: backprop within, an SG above."""
+    x, y = helpers.batch()
+    layers = decoupled.models.mlp(3, 4, helpers.CLASSES)
+    one_by_one = decoupled.cut(layers, [0, 1, 2])
+    sgd = optax.sgd(1.0)
+    loss = decoupled.losses.softmax_cross_entropy
+    spec = [estimators.backprop(), SYNTHETIC["linear"], estimators.backprop()]
+    learner = decoupled.learner(one_by_one, spec, loss, sgd, sgd)
+    state = helpers.noisy(jax.jit(learner.init)(jax.random.key(0), x, y))
+    new, _ = jax.jit(learner.update)(state, x, y, KEY)
+
+    pair = [decoupled.compose(layers[:2]), decoupled.compose(layers[2:])]
+    params = [m.params for m in state.modules]
+    h, pullback = jax.vjp(lambda p: pair[0].apply(p, ({}, {}), x, KEY, True)[0], tuple(params[:2]))
+    cotangent = SYNTHETIC["linear"].estimate(state.estimators[1].params, h, y, None) / 8
+    expected = [*pullback(cotangent)[0]]
+
+    def top_loss(p):
+        return loss(pair[1].apply(p, ({}, {}), h, KEY, True)[0], y).mean()
+
+    expected += [*jax.grad(top_loss)(tuple(params[2:]))]
+    chex.assert_trees_all_close(helpers.steps_taken(state, new), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", SYNTHETIC)
+def test_updating_modules_one_by_one_equals_the_fused_step(name):
+    x, y = helpers.batch()
+    learner, state = start(helpers.mlp_modules(norm="batch", dropout=0.3), SYNTHETIC[name], x, y)
+    fused, _ = jax.jit(learner.update)(state, x, y, KEY)
+    h = x
+    for i in range(3):
+        est_params = state.estimators[i].params if i < 2 else None
+        step = jax.jit(learner.update_module[i])(state.modules[i], est_params, h, y, KEY)
+        chex.assert_trees_all_close(step.module, fused.modules[i], rtol=1e-6, atol=1e-6)
+        if i > 0:
+            fit = jax.jit(learner.update_estimator[i - 1])
+            fitted, _ = fit(state.estimators[i - 1], h, y, step.grad_h_in)
+            chex.assert_trees_all_close(fitted, fused.estimators[i - 1], rtol=1e-5, atol=1e-5)
+        h = step.h_out
+    assert step.losses.shape == (8,)
+
+
+def test_the_second_update_does_not_retrace():
+    x, y = helpers.batch()
+    learner, state = start(helpers.mlp_modules(norm="batch"), SYNTHETIC["linear"], x, y)
+    update = jax.jit(chex.assert_max_traces(learner.update, n=1))
+    for i in range(3):
+        state, _ = update(state, x, y, jax.random.key(i))
+    assert int(state.step) == 3
+
+
+def test_evaluation_uses_batch_statistics_and_changes_nothing():
+    x, y = helpers.batch()
+    modules = helpers.mlp_modules(norm="batch")
+    learner, state = start(modules, SYNTHETIC["linear"], x, y)
+    new, _ = jax.jit(learner.update)(state, x, y, KEY)
+    before = state.modules[0].state["batch_stats"]["BatchNorm_0"]["mean"]
+    after = new.modules[0].state["batch_stats"]["BatchNorm_0"]["mean"]
+    dense = state.modules[0].params["Dense_0"]
+    batch_mean = (x @ dense["kernel"] + dense["bias"][None]).mean(0)
+    np.testing.assert_allclose(after, 0.9 * before + 0.1 * batch_mean, rtol=1e-5, atol=1e-6)
+    alone = learner.predict(new, x[:1])
+    np.testing.assert_allclose(learner.predict(new, x)[:1], alone, rtol=1e-5, atol=1e-6)
+
+
+def test_bfloat16_boundaries_keep_float32_parameters():
+    x, y = helpers.batch()
+    modules = helpers.mlp_modules(dtype=jnp.bfloat16)
+    learner, state = start(modules, SYNTHETIC["loss_shaped"], x, y)
+    new, metrics = jax.jit(learner.update)(state, x, y, KEY)
+    assert {leaf.dtype for leaf in jax.tree.leaves((new.modules, new.estimators))} == {jnp.dtype("float32")}
+    assert np.isfinite(metrics.loss)
+
+
+@pytest.mark.parametrize(
+    ("count", "probability", "message"),
+    [
+        (1, 1.0, "3 modules have 2 boundaries between them, but 1 estimators were given"),
+        (2, 1.5, "a probability lies between 0 and 1"),
+        (2, [1.0], "1 update probabilities for 3 modules"),
+    ],
+)
+def test_wrong_chains_are_refused(count, probability, message):
+    sgd = optax.sgd(1.0)
+    loss = decoupled.losses.softmax_cross_entropy
+    with pytest.raises(decoupled.UsageError, match=message):
+        decoupled.learner(
+            helpers.mlp_modules(),
+            [estimators.backprop()] * count,
+            loss,
+            sgd,
+            sgd,
+            update_probability=probability,
+        )

@@ -1,0 +1,79 @@
+"""`train.py` as a person calls it: exit codes, and one line for each mistake."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def call(*arguments, **options):
+    command = [sys.executable, str(ROOT / "train.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, **options)
+
+
+def test_a_run_from_the_command_line(tmp_path):
+    workdir = tmp_path / "run"
+    done = call(
+        "--config=configs/digits.py", f"--workdir={workdir}", "--config.epochs=2", "--config.seed=3"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "gradient from" in done.stderr
+    assert str(workdir) in done.stderr.splitlines()[-1]
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert (summary["epochs"], summary["seed"]) == (2, 3)
+
+
+def test_the_quick_cifar_config_runs_the_same_code(tmp_path):
+    workdir = tmp_path / "run"
+    done = call(
+        "--config=configs/cifar.py:quick",
+        f"--workdir={workdir}",
+        "--config.epochs=1",
+        "--config.validation_examples=3488",
+        "--config.model.cnn.features=(4, 4, 4)",
+        "--config.estimator.convolutional.features=(4,)",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "procedural" in done.stderr
+    assert json.loads((workdir / "summary.json").read_text())["dataset"] == "procedural"
+    assert "procedural" in (workdir / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ([], 2, "say what to train: --config=configs/digits.py"),
+        (["--confg=x"], 2, "Did you mean: config"),
+        (["--config=configs/nope.py"], 2, "No such file or directory: 'configs/nope.py'"),
+        (["--config=configs/digits.py", "--config.epoch=1"], 2, 'Did you mean "epochs" instead of "epoch"'),
+        (["--config=configs/digits.py", "--config.epochs=x"], 2, "--config.epochs=x"),
+        (["--config=configs/cifar.py:slow"], 2, "has no variant 'slow': use :quick or nothing"),
+        (["--config=configs/digits.py", "more"], 2, "cannot make sense of 'more'"),
+        (["--config=configs/digits.py", "--workdir=/dev/null/run"], 2, "cannot write to /dev/null/run"),
+        (
+            ["--config=configs/cifar.py", "--config.download=False", "--config.data_dir=/nowhere"],
+            1,
+            "cifar10 is missing: no cifar-10-binary.tar.gz in /nowhere.*--config=configs/cifar.py:quick",
+        ),
+    ],
+)
+def test_mistakes_get_one_line(arguments, code, message, tmp_path):
+    environment = {"XDG_CACHE_HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    failed = call(*arguments, env=environment)
+    assert failed.returncode == code, failed.stderr
+    said = [line for line in failed.stderr.splitlines() if line.startswith("train.py: ")]
+    assert "Traceback" not in failed.stderr
+    assert len(said) == 1
+    assert re.search(message, said[0])
+
+
+def test_help_explains_and_succeeds():
+    helped = call("--help")
+    assert helped.returncode == 0
+    assert "python train.py --config=configs/digits.py" in helped.stdout
+    assert "--workdir" in helped.stdout
