@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
     config.model.norm = "batch"  # none, batch or layer
     config.model.dtype = "float32"  # or bfloat16, for the computation; parameters stay float32
     config.model.mlp = ConfigDict({"depth": 6, "width": 256, "dropout": 0.0})
-    config.model.cnn = ConfigDict({"features": (32, 64, 128), "kernel_size": 5})
+    config.model.cnn = ConfigDict({"features": (32, 64, 128), "kernel_size": 3})
 
     # Where to cut it: all, none, or after chosen layers, like 0,2,5.
     config.boundaries = "all"
@@ -29,11 +29,11 @@ def get_config() -> ConfigDict:
     # What stands in for the gradient at a boundary: backprop (the true gradient: the baseline),
     # linear, loss_shaped, mlp, convolutional or recursive_least_squares.
     config.estimator = ConfigDict()
-    config.estimator.name = "linear"
+    config.estimator.name = "loss_shaped"
     config.estimator.conditioned = True  # whether it sees the labels beside h
     config.estimator.mlp = ConfigDict({"hidden": (256,)})
-    config.estimator.convolutional = ConfigDict({"features": (64,), "kernel_size": 3})
-    config.estimator.recursive_least_squares = ConfigDict({"decay": 0.99, "ridge": 1e-3, "solve_every": 1})
+    config.estimator.convolutional = ConfigDict({"features": (), "kernel_size": 3})
+    config.estimator.recursive_least_squares = ConfigDict({"decay": 0.97, "ridge": 1e-3, "solve_every": 1})
 
     # Adam, with one state a module and one an estimator. schedule: constant or cosine (to zero).
     config.optimizer = ConfigDict()
@@ -41,7 +41,7 @@ def get_config() -> ConfigDict:
     config.optimizer.schedule = "cosine"
     config.optimizer.weight_decay = 0.0
     config.estimator_optimizer = ConfigDict()
-    config.estimator_optimizer.learning_rate = 2e-3
+    config.estimator_optimizer.learning_rate = 1e-3
     config.estimator_optimizer.schedule = "cosine"
     config.update_probability = 1.0  # of each module in each step (J16, section 3.1)
 

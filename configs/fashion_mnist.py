@@ -1,4 +1,4 @@
-"""Fashion-MNIST: a 6x256 MLP with a linear synthetic gradient after every layer but the last.
+"""Fashion-MNIST: a 6x256 MLP with a synthetic gradient after every layer but the last.
 
 python train.py --config=configs/fashion_mnist.py
 """

@@ -1,4 +1,4 @@
-"""MNIST: a 6x256 MLP with a linear synthetic gradient after every layer but the last.
+"""MNIST: a 6x256 MLP with a synthetic gradient after every layer but the last.
 
 python train.py --config=configs/mnist.py
 """

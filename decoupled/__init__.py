@@ -13,7 +13,7 @@ from decoupled.learner import (
     Metrics,
     ModuleState,
     ModuleStep,
-    learner,
+    make_learner,
 )
 from decoupled.modules import compose, cut, from_functions, from_linen
 from decoupled.types import Estimator, Module, ModuleVariables, Reads
@@ -40,7 +40,7 @@ __all__ = [
     "estimators",
     "from_functions",
     "from_linen",
-    "learner",
     "losses",
+    "make_learner",
     "models",
 ]

@@ -15,7 +15,7 @@ from decoupled import data, estimators, losses, models
 from decoupled.data.dataset import Dataset
 from decoupled.errors import UsageError
 from decoupled.estimators.synthetic_gradient import Context
-from decoupled.learner import learner
+from decoupled.learner import make_learner
 from decoupled.models.norm import NORMS
 from decoupled.modules import cut
 from decoupled.training.loop import Job
@@ -42,7 +42,7 @@ def build(config: ml_collections.ConfigDict) -> Job:
         dataset=dataset._replace(train=train),
         validation=validation,
         preprocess=data.preprocess(train.images, config.crop_padding, config.flip),
-        learner=learner(
+        learner=make_learner(
             modules,
             [estimator] * (len(modules) - 1),
             losses.softmax_cross_entropy,

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from decoupled.errors import UsageError
+from decoupled.estimators.synthetic_gradient import power
 from decoupled.modules import init_chain, like_output
 from decoupled.types import Array, Estimator, Key, Loss, Module, PyTree, Reads
 
@@ -107,7 +108,7 @@ class Learner(NamedTuple):
     loss: Loss
 
 
-def learner(
+def make_learner(
     modules: Sequence[Module],
     estimators: Sequence[Estimator],
     loss: Loss,
@@ -188,8 +189,7 @@ def learner(
         tx = spec.optimizer or estimator_optimizer
         updates, opt_state = tx.update(gradient, estimator.opt_state, estimator.params)
         params = optax.apply_updates(estimator.params, updates)
-        target_power = mean(jnp.sum(jnp.square(target.astype(jnp.float32))) / target.shape[0])
-        return EstimatorState(params, opt_state), BoundaryMetrics(sg_loss, target_power)
+        return EstimatorState(params, opt_state), BoundaryMetrics(sg_loss, mean(power(target)))
 
     def init(key: Key, x: Array, y: Array) -> LearnerState:
         module_key, estimator_key = jax.random.split(key)

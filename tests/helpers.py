@@ -28,7 +28,7 @@ def make_learner(modules, estimator, rate=1.0, est_rate=1.0, loss=None, **option
     loss = loss or decoupled.losses.softmax_cross_entropy
     boundaries = [estimator] * (len(modules) - 1)
     sgd, est_sgd = optax.sgd(rate), optax.sgd(est_rate)
-    return decoupled.learner(modules, boundaries, loss, sgd, est_sgd, **options)
+    return decoupled.make_learner(modules, boundaries, loss, sgd, est_sgd, **options)
 
 
 def steps_taken(before, after):

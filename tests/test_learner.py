@@ -153,7 +153,7 @@ def test_a_module_that_sits_out_stays_bit_for_bit():
     x, y = helpers.batch()
     modules = helpers.mlp_modules(norm="batch")
     adam = optax.adam(0.1)
-    learner = decoupled.learner(
+    learner = decoupled.make_learner(
         modules,
         [SYNTHETIC["linear"]] * 2,
         decoupled.losses.softmax_cross_entropy,
@@ -233,7 +233,7 @@ def test_a_locked_boundary_below_an_unlocked_one_gets_its_estimate():
     sgd = optax.sgd(1.0)
     loss = decoupled.losses.softmax_cross_entropy
     spec = [estimators.backprop(), SYNTHETIC["linear"], estimators.backprop()]
-    learner = decoupled.learner(one_by_one, spec, loss, sgd, sgd)
+    learner = decoupled.make_learner(one_by_one, spec, loss, sgd, sgd)
     state = helpers.noisy(jax.jit(learner.init)(jax.random.key(0), x, y))
     new, _ = jax.jit(learner.update)(state, x, y, KEY)
 
@@ -312,7 +312,7 @@ def test_wrong_chains_are_refused(count, probability, message):
     sgd = optax.sgd(1.0)
     loss = decoupled.losses.softmax_cross_entropy
     with pytest.raises(decoupled.UsageError, match=message):
-        decoupled.learner(
+        decoupled.make_learner(
             helpers.mlp_modules(),
             [estimators.backprop()] * count,
             loss,

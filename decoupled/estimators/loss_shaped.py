@@ -8,7 +8,7 @@ from decoupled.types import Array, Estimator, Key, PyTree
 
 
 def loss_shaped(num_classes: int, context: Context = None) -> Estimator:
-    """(softmax(hW + b) - y) V: a local prediction's error, sent back through a matrix.
+    """(softmax(hW' + b) - y) V: a local prediction's error, sent back through a matrix.
 
     Were the rest of the network one linear layer, this would be the gradient of its log loss with
     W the layer's kernel and V its transpose (U17, section 4: an SG must be able to take the
@@ -23,9 +23,10 @@ def loss_shaped(num_classes: int, context: Context = None) -> Estimator:
 
     def init(key: Key, h: Array, y: Array) -> PyTree:
         features = flatten(h).shape[1]
-        kernel_init = jax.nn.initializers.lecun_normal()
+        # Both matrices lie (classes, features): their gradients are then fast matmuls.
+        kernel_init = jax.nn.initializers.lecun_normal(in_axis=1, out_axis=0)
         est_params = {
-            "W": kernel_init(key, (features, num_classes), jnp.float32),
+            "W": kernel_init(key, (num_classes, features), jnp.float32),
             "b": jnp.zeros((num_classes,)),
             "V": jnp.zeros((num_classes, features)),
         }
@@ -35,7 +36,7 @@ def loss_shaped(num_classes: int, context: Context = None) -> Estimator:
 
     def estimate(est_params: PyTree, h: Array, y: Array, signal: Array | None = None) -> Array:
         del signal
-        prediction = jax.nn.softmax(flatten(h) @ est_params["W"] + est_params["b"][None, :])
+        prediction = jax.nn.softmax(flatten(h) @ est_params["W"].T + est_params["b"][None, :])
         if context is None:
             out = prediction @ est_params["V"] + est_params["c"][None, :]
         else:

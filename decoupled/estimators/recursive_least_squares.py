@@ -12,6 +12,8 @@ as follows. `training_gradient` hands over the batch means of x'x and x' target,
 devices; the optimizer moves the running averages, which live in est_params beside K, and solves.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -21,7 +23,7 @@ from decoupled.types import Array, Estimator, Key, PyTree
 
 
 def recursive_least_squares(
-    context: Context = None, decay: float = 0.99, ridge: float = 1e-3, solve_every: int = 1
+    context: Context = None, decay: float = 0.97, ridge: float = 1e-3, solve_every: int = 1
 ) -> Estimator:
     """The linear SG (h, y, 1) K, fitted by exponentially weighted normal equations.
 
@@ -71,7 +73,7 @@ def _solver(decay: float, ridge: float, solve_every: int) -> optax.GradientTrans
         del params
         return jnp.zeros((), jnp.int32)
 
-    def update(updates: PyTree, state: Array, params: PyTree = None) -> tuple[PyTree, Array]:
+    def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
         gram_step, cross_step = ((1 - decay) * (updates[name] - params[name]) for name in ("gram", "cross"))
         gram, cross = params["gram"] + gram_step, params["cross"] + cross_step
         due = state % solve_every == 0

@@ -48,8 +48,13 @@ def sg_loss(grad_h_hat: Array, target: Array) -> Array:
       A scalar, in squared units of the loss per unit of h.
     """
     chex.assert_equal_shape([grad_h_hat, target])
-    error = at_least_float32(grad_h_hat) - at_least_float32(target)
-    return jnp.sum(jnp.square(error)) / target.shape[0]
+    return power(at_least_float32(grad_h_hat) - at_least_float32(target))
+
+
+def power(gradient: Array) -> Array:
+    """Squared length of each example's gradient, averaged over examples: (batch, ...) -> scalar."""
+    rows = at_least_float32(flatten(gradient))
+    return jnp.einsum("bf,bf->b", rows, rows).mean()
 
 
 def by_gradient(

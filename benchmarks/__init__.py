@@ -1,0 +1,1 @@
+"""Questions about speed, one a file; each prints ratios measured side by side in one run."""

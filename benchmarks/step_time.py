@@ -1,0 +1,120 @@
+"""What does a fused step cost, compared with backprop of the same network?
+
+python -m benchmarks.step_time
+
+A 6x256 MLP with batch norm, batches of 256 MNIST-sized images, a boundary after every layer but the
+last, Adam. The baseline is plain JAX: `jax.grad` of the mean loss and one optax state, written as one
+would without this package. Methods take turns, a few steps each, so that whatever else the machine does
+falls on all alike.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import decoupled
+from decoupled import estimators
+from decoupled.types import Module, PyTree
+
+DEPTH, WIDTH, BATCH, CLASSES = 6, 256, 256, 10
+STEPS_A_TURN, TURNS = 20, 30
+
+
+def plain_backprop(layers: list[Module]) -> tuple[Callable, Callable]:
+    """The baseline: one loss, one `jax.grad`, one optimizer."""
+    network, adam = decoupled.compose(layers), optax.adam(1e-3)
+
+    def init(key, x, y):
+        params, state = network.init(key, x)
+        return params, state, adam.init(params)
+
+    def update(carry, x, y, key):
+        params, state, opt_state = carry
+
+        def mean_loss(params):
+            logits, new_state = network.apply(params, state, x, key, True)
+            return decoupled.losses.softmax_cross_entropy(logits, y).mean(), new_state
+
+        (loss, state), gradient = jax.value_and_grad(mean_loss, has_aux=True)(params)
+        updates, opt_state = adam.update(gradient, opt_state, params)
+        return (optax.apply_updates(params, updates), state, opt_state), loss
+
+    return init, update
+
+
+def chain(layers: list[Module], estimator: decoupled.Estimator) -> tuple[Callable, Callable]:
+    """The fused step of this package."""
+    adam, loss = optax.adam(1e-3), decoupled.losses.softmax_cross_entropy
+    modules = decoupled.cut(layers, range(DEPTH))
+    learner = decoupled.make_learner(modules, [estimator] * DEPTH, loss, adam, adam)
+
+    def update(state, x, y, key):
+        state, metrics = learner.update(state, x, y, key)
+        return state, (metrics.loss, metrics.boundaries)
+
+    return learner.init, update
+
+
+def methods() -> dict[str, tuple[Callable, Callable]]:
+    layers = decoupled.models.mlp(DEPTH, WIDTH, CLASSES, norm="batch")
+    labels = estimators.one_hot(CLASSES)
+    return {
+        "plain jax.grad + optax": plain_backprop(layers),
+        "backprop": chain(layers, estimators.backprop()),
+        "loss_shaped": chain(layers, estimators.loss_shaped(CLASSES, labels)),
+        "linear": chain(layers, estimators.linear(labels)),
+        "recursive_least_squares": chain(layers, estimators.recursive_least_squares(labels)),
+        "recursive_least_squares, solve_every=10": chain(
+            layers, estimators.recursive_least_squares(labels, solve_every=10)
+        ),
+    }
+
+
+def run_steps(step: Callable, state: PyTree, arguments: tuple[Any, ...]) -> tuple[PyTree, float]:
+    """Takes a turn; returns the state and seconds per step."""
+    start = time.perf_counter()
+    for _ in range(STEPS_A_TURN):
+        state, _ = step(state, *arguments)
+    jax.block_until_ready(state)
+    return state, (time.perf_counter() - start) / STEPS_A_TURN
+
+
+def main() -> None:
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(BATCH, 28, 28, 1)), jnp.float32)
+    y = jnp.asarray(rng.integers(CLASSES, size=BATCH), jnp.int32)
+    key = jax.random.key(0)
+    steps, states, seconds = {}, {}, {}
+    for name, (init, update) in methods().items():
+        states[name] = jax.jit(init)(key, x, y)
+        compiled = jax.jit(update, donate_argnums=0).lower(states[name], x, y, key).compile()
+        steps[name], seconds[name] = compiled, []
+        states[name], _ = run_steps(compiled, states[name], (x, y, key))
+    for _ in range(TURNS):
+        for name, step in steps.items():
+            states[name], taken = run_steps(step, states[name], (x, y, key))
+            seconds[name].append(taken)
+
+    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}; medians of {TURNS} turns")
+    print(
+        "| method | ms a step | time ratio | FLOP ratio | temporary MiB |\n| --- | --- | --- | --- | --- |"
+    )
+    base = next(iter(steps))
+    base_flops = steps[base].cost_analysis()["flops"]
+    for name, step in steps.items():
+        ratios = [a / b for a, b in zip(seconds[name], seconds[base], strict=True)]
+        memory = step.memory_analysis().temp_size_in_bytes / 2**20
+        print(
+            f"| {name} | {1e3 * statistics.median(seconds[name]):.2f} | {statistics.median(ratios):.2f}"
+            f" | {step.cost_analysis()['flops'] / base_flops:.2f} | {memory:.1f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
