@@ -8,6 +8,7 @@ would without this package. Methods take turns, a few steps each, so that whatev
 falls on all alike.
 """
 
+import argparse
 import statistics
 import time
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from decoupled import estimators
 from decoupled.types import Module, PyTree
 
 DEPTH, WIDTH, BATCH, CLASSES = 6, 256, 256, 10
-STEPS_A_TURN, TURNS = 20, 30
+STEPS_A_TURN = 20
 
 
 def plain_backprop(layers: list[Module]) -> tuple[Callable, Callable]:
@@ -86,6 +87,9 @@ def run_steps(step: Callable, state: PyTree, arguments: tuple[Any, ...]) -> tupl
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--turns", type=int, default=30)
+    turns = parser.parse_args().turns
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(BATCH, 28, 28, 1)), jnp.float32)
     y = jnp.asarray(rng.integers(CLASSES, size=BATCH), jnp.int32)
@@ -96,12 +100,12 @@ def main() -> None:
         compiled = jax.jit(update, donate_argnums=0).lower(states[name], x, y, key).compile()
         steps[name], seconds[name] = compiled, []
         states[name], _ = run_steps(compiled, states[name], (x, y, key))
-    for _ in range(TURNS):
+    for _ in range(turns):
         for name, step in steps.items():
             states[name], taken = run_steps(step, states[name], (x, y, key))
             seconds[name].append(taken)
 
-    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}; medians of {TURNS} turns")
+    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}; medians of {turns} turns")
     print(
         "| method | ms a step | time ratio | FLOP ratio | temporary MiB |\n| --- | --- | --- | --- | --- |"
     )

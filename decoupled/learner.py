@@ -145,11 +145,13 @@ def make_learner(
     def estimate(i: int, est_params: PyTree, h: Array, y: Array, signal: Array | None) -> Array:
         grad_h_hat = estimators[i].estimate(est_params, h, y, signal)
         chex.assert_equal_shape([grad_h_hat, h])
-        # A boundary is where gradients stop: nothing flows into the estimator or back through h.
-        return jax.lax.stop_gradient(grad_h_hat.astype(h.dtype))
+        return grad_h_hat.astype(h.dtype)
 
     def forward(i: int, module: ModuleState, h: Array, key: Key):
-        """Runs module i; returns h_out, its new mutable state and the pullback of its output."""
+        """Runs module i; returns h_out, its new mutable state and the pullback of its output.
+
+        Each module is differentiated on its own: no gradient can cross a boundary.
+        """
         key = jax.random.fold_in(key, i)
         if axis_name is not None:
             key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
@@ -183,7 +185,6 @@ def make_learner(
         spec = estimators[i]
         if spec.training_gradient is None:
             return estimator, None
-        h, target = jax.lax.stop_gradient((h, target))
         est_params = _vary_over(axis_name, estimator.params)
         sg_loss, gradient = mean(spec.training_gradient(est_params, h, y, target))
         tx = spec.optimizer or estimator_optimizer

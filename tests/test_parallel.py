@@ -83,3 +83,20 @@ def test_update_coins_fall_alike_on_all_devices():
         new, _ = update(state, x.reshape(2, 4, 5), y.reshape(2, 4), jax.random.key(i))
         for leaf in jax.tree.leaves(new):
             np.testing.assert_array_equal(leaf[0], leaf[1])
+
+
+def test_batch_statistics_are_averaged_and_dropout_is_not_shared():
+    x, y = helpers.batch(size=8)
+    learner = helpers.make_learner(
+        helpers.mlp_modules(norm="batch", dropout=0.5), SYNTHETIC["linear"], axis_name="data"
+    )
+    state = helpers.noisy(jax.jit(learner.init)(jax.random.key(0), x, y))
+    update = jax.pmap(learner.update, axis_name="data", in_axes=(None, 0, 0, None))
+    new, _ = update(state, x.reshape(2, 4, 5), y.reshape(2, 4), KEY)
+    mean = new.modules[0].state["batch_stats"]["BatchNorm_0"]["mean"]
+    dense = state.modules[0].params["Dense_0"]
+    expected = 0.1 * (x @ dense["kernel"] + dense["bias"][None]).mean(0)
+    for device in range(2):
+        np.testing.assert_allclose(mean[device], expected, rtol=1e-4, atol=1e-5)
+    _, metrics = update(state, *(jax.numpy.stack([a[:4]] * 2) for a in (x, y)), KEY)
+    assert bool((metrics.output[0] != metrics.output[1]).any())

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from typing import Self
 
 from absl import logging
 from tqdm import tqdm
@@ -10,7 +11,7 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress:
-    """Counts steps, and says now and then how they are going."""
+    """Counts steps, and says now and then how they are going; a context manager."""
 
     def __init__(self, total_steps: int):
         self._total = total_steps
@@ -39,7 +40,10 @@ class Progress:
         else:
             logging.info("%s", line)
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
         if self._bar is not None:
             self._bar.close()
 

@@ -3,10 +3,15 @@
 import io
 import sys
 
+import numpy as np
 from absl import logging
 
+from decoupled.learner import BoundaryMetrics
+from decoupled.training import Workdir, read_metrics
+from decoupled.training.monitor import Monitor
 from decoupled.training.overview import overview
 from decoupled.training.progress import Progress
+from decoupled.training.step import Totals
 
 
 class Terminal(io.StringIO):
@@ -18,11 +23,10 @@ def test_lines_when_there_is_no_terminal(monkeypatch):
     lines = []
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     monkeypatch.setattr(logging, "info", lambda text, *values: lines.append(text % values))
-    progress = Progress(100)
-    for step in (50, 60, 100):  # The second comes too soon to be shown.
-        progress.show(step, {"loss": 0.12345, "examples/s": 12345.6})
-    progress.say("done")
-    progress.close()
+    with Progress(100) as progress:
+        for step in (50, 60, 100):  # The second comes too soon to be shown.
+            progress.show(step, {"loss": 0.12345, "examples/s": 12345.6})
+        progress.say("done")
     assert [line.partition("  ETA")[0] for line in lines] == [
         "step 50/100  loss 0.1235  examples/s 12346",
         "step 100/100  loss 0.1235  examples/s 12346",
@@ -34,11 +38,10 @@ def test_lines_when_there_is_no_terminal(monkeypatch):
 def test_a_bar_on_a_terminal(monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    progress = Progress(100)
-    progress.show(50, {"loss": 0.5})
-    progress.say("half way")
-    progress.show(100, {"loss": 0.25})
-    progress.close()
+    with Progress(100) as progress:
+        progress.show(50, {"loss": 0.5})
+        progress.say("half way")
+        progress.show(100, {"loss": 0.25})
     shown = terminal.getvalue()
     assert "100/100" in shown
     assert "loss=0.25" in shown
@@ -50,3 +53,29 @@ def test_overview_adds_up():
     table = overview([{"name": "first", **entry}, {"name": "second", **entry}]).splitlines()
     assert table[2].split() == ["first", "4x4x2", "1,000", "linear", "34"]
     assert table[-1].split() == ["total", "2,000", "68"]
+
+
+def test_monitor_shows_every_boundary(monkeypatch, tmp_path):
+    lines = []
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    monkeypatch.setattr(logging, "info", lambda text, *values: lines.append(text % values))
+    with Workdir(tmp_path / "run", {}) as workdir, Progress(8) as progress:
+        monitor = Monitor(workdir, progress, ["first", "second"])
+        fitted = BoundaryMetrics(np.float32(1.0), np.float32(4.0))
+        totals = Totals(np.float32(6.0), np.float32(1.0), (fitted, None))
+        monitor.training(4, 0.5, totals, steps=4, examples_per_second=10.0)
+        monitor.alignment(4, [0.25, 1.0])
+        monitor.boundaries()
+    assert lines[-1] == "boundaries first to last: SG loss 0.25; R2 0.75; cosine 0.25 1"
+    train, alignment = read_metrics(tmp_path / "run")
+    assert train == {
+        "kind": "train",
+        "step": 4,
+        "epoch": 0.5,
+        "loss": 1.5,
+        "accuracy": 0.25,
+        "sg_loss": [0.25, None],
+        "r2": [0.75, None],
+        "examples_per_second": 10.0,
+    }
+    assert alignment == {"kind": "alignment", "step": 4, "cosine": [0.25, 1.0]}

@@ -1,0 +1,92 @@
+"""Every command and snippet of the README, run, cut down by options where it would take long."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import accuracy
+from configs import digits
+from tests.data.formats import write_idx_files
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+COMMANDS = [
+    line
+    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    for line in block.strip().splitlines()
+]
+SMALL = {
+    "digits": [],
+    "cifar": ["--config.validation_examples=3744", "--config.model.cnn.features=(4,4)"],
+    "mnist": ["--config.validation_examples=4", "--config.batch_size=4"],
+    "fashion_mnist": ["--config.validation_examples=4", "--config.batch_size=4"],
+}
+
+
+def run(command, **options):
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, **options)
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("python")])
+def test_training_commands(line, tmp_path):
+    write_idx_files(tmp_path / "data", gzipped=True)
+    python, *arguments = shlex.split(line)
+    assert python == "python"
+    config = re.search(r"configs/(\w+)\.py", line).group(1)
+    cut = [f"--workdir={tmp_path}/run", f"--config.data_dir={tmp_path}/data", "--config.epochs=1"]
+    done = run([sys.executable, *arguments, *SMALL[config], *cut])
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
+def test_make_targets_are_what_the_readme_says():
+    assert [line for line in COMMANDS if line.startswith("make")] == ["make train", "make test"]
+    # This session is `make test`; of `make train` the environment is taken as installed.
+    binaries = Path(sys.executable).parent
+    done = run(
+        ["make", "-o", ".venv/installed", "train", f"BIN={binaries}"]
+        + ["ARGS=--config=configs/digits.py --config.epochs=1"]
+    )
+    assert done.returncode == 0, done.stderr
+    for target in re.findall(r"`make (\w+)`", README):
+        assert run(["make", "--dry-run", target]).returncode == 0
+
+
+def test_library_example(capsys):
+    (snippet,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    exec(compile(snippet, "README.md", "exec"), {})
+    assert float(capsys.readouterr().out.split()[1]) < 0.5
+
+
+def test_step_time_benchmark_prints_its_table():
+    done = run([sys.executable, "-m", "benchmarks.step_time", "--turns=1"])
+    assert done.returncode == 0, done.stderr
+    rows = [line.split("|")[1].strip() for line in done.stdout.splitlines()[3:]]
+    table = README.partition("What a fused step costs")[2]
+    assert all(f"| {row} |" in table for row in rows)
+
+
+def test_accuracy_benchmark_prints_its_table(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(accuracy, "fashion_mnist", digits)
+    monkeypatch.setattr(accuracy, "ROWS", dict(list(accuracy.ROWS.items())[:1]))
+    arguments = ["accuracy", "--seeds=2", "--epochs=2", f"--out={tmp_path}"]
+    for _ in range(2):  # The second time nothing is run again.
+        monkeypatch.setattr(sys, "argv", arguments)
+        accuracy.main()
+    row = capsys.readouterr().out.splitlines()[-1]
+    assert re.match(r"\| backprop \| \d+\.\d\d ± \d+\.\d\d \| `--config.estimator.name=backprop` \|", row)
+
+
+def test_results_table_has_every_row_of_the_benchmark():
+    for name, options in accuracy.ROWS.items():
+        flags = " ".join(f"--config.{field}={value}" for field, value in options.items())
+        assert re.search(rf"\| {re.escape(name)} \| [\d.]+ ± [\d.]+ \| `{re.escape(flags)}` \|", README)
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\((?!https://)([^)]+)\)", README):
+        assert (ROOT / target).exists()
