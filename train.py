@@ -44,7 +44,7 @@ def main(argv: list[str]) -> None:
     except (DataError, TrainingError) as error:
         _fail(str(error), 1)
     except KeyboardInterrupt:
-        _fail("interrupted; the metrics so far are in the workdir", 130)
+        _fail("interrupted", 130)
 
 
 def _default_workdir() -> str:
@@ -62,11 +62,11 @@ def _parse_flags(argv: list[str]) -> list[str]:
         # Nested lookups quote their messages: undo that.
         text = str(error).replace("\\n", ". ").replace("\\'", "").strip("\"'")
         _fail(f"no such config field: {text} (see --help)", 2)
-    except (flags.Error, OSError, TypeError, ValueError) as error:
+    except (flags.Error, ImportError, OSError, SyntaxError, TypeError, ValueError) as error:
         # The last line says what is wrong; those above it are how it was found out.
         _fail(f"{str(error).strip().splitlines()[-1].strip()} (see --help)", 2)
-    except SystemExit:  # After --help, which absl counts as a failure.
-        sys.exit(0)
+    except SystemExit:  # absl ends so after --help, and counts that as a failure.
+        sys.exit(0 if any(word.startswith(("--help", "-help", "-?")) for word in argv) else 1)
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -4,11 +4,13 @@ python -m benchmarks.accuracy
 
 configs/fashion_mnist.py with each row's options, once a seed; the table gives test accuracy, mean and
 sample standard deviation. The options were chosen on the validation split with seed 0 (see README).
-Each run keeps its workdir under runs/accuracy; a run that is there already is not repeated.
+Each run keeps its workdir under runs/accuracy; a run that is finished there is not repeated.
 """
 
 import argparse
+import hashlib
 import json
+import shutil
 import statistics
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,7 @@ def main() -> None:
     for name, options in ROWS.items():
         folder = arguments.out / name.replace(" ", "-").replace(",", "")
         accuracies = [
-            100 * run(folder / f"seed-{seed}", {**options, "seed": seed, "epochs": arguments.epochs})
+            100 * run(folder, {**options, "seed": seed, "epochs": arguments.epochs})
             for seed in range(arguments.seeds)
         ]
         spread = f" ± {statistics.stdev(accuracies):.2f}" if len(accuracies) > 1 else ""
@@ -45,12 +47,15 @@ def main() -> None:
         print(f"| {name} | {statistics.mean(accuracies):.2f}{spread} | `{flags}` |", flush=True)
 
 
-def run(path: Path, options: dict[str, Any]) -> float:
-    """Test accuracy of one run, from its summary."""
+def run(folder: Path, options: dict[str, Any]) -> float:
+    """Test accuracy of one run, from its summary; runs of other configs have other folders."""
+    config = fashion_mnist.get_config()
+    config.update_from_flattened_dict(options)
+    text = json.dumps(config.to_dict(), sort_keys=True)
+    path = folder / hashlib.sha256(text.encode()).hexdigest()[:12]
     finished = path / "summary.json"
     if not finished.exists():
-        config = fashion_mnist.get_config()
-        config.update_from_flattened_dict(options)
+        shutil.rmtree(path, ignore_errors=True)  # What an interrupted run left.
         with Workdir(path, config.to_dict()) as workdir:
             train_and_evaluate(build(config), workdir)
     return json.loads(finished.read_text())["test_accuracy"]

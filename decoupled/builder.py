@@ -3,10 +3,12 @@
 Every field is described, with its default, in configs/base.py.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
@@ -33,28 +35,36 @@ def build(config: ml_collections.ConfigDict) -> Job:
       DataError: the data set is missing or damaged.
     """
     _check(config)
-    _network(config, num_classes=2)  # A rehearsal: mistakes are told before any data is fetched.
+    # A rehearsal: mistakes are told before any data is fetched.
+    _network(config, num_classes=2)
+    for field in ("optimizer", "estimator_optimizer"):
+        _learning_rate(config, field, steps=1)
     dataset = _dataset(config)
     train, validation = data.hold_out(dataset.train, config.validation_examples)
     modules, estimator = _network(config, dataset.num_classes)
-    steps = config.epochs * data.batches_per_epoch(train, config.batch_size)
+    # A module that sits out does not count the step, so its schedule must be as much shorter.
+    steps = config.epochs * data.batches_per_epoch(train, config.batch_size) * config.update_probability
+    learner = make_learner(
+        modules,
+        [estimator] * (len(modules) - 1),
+        losses.softmax_cross_entropy,
+        optax.adamw(_learning_rate(config, "optimizer", steps), weight_decay=config.optimizer.weight_decay),
+        optax.adam(_learning_rate(config, "estimator_optimizer", steps)),
+        update_probability=config.update_probability,
+    )
+    preprocess = data.preprocess(train.images, config.crop_padding, config.flip)
+    # And another: modules and estimators that do not fit the data say so before the workdir is made.
+    x = jax.eval_shape(preprocess.evaluate, train.images[:1])
+    jax.eval_shape(learner.init, jax.random.key(0), x, train.labels[:1])
+    synthetic = len(modules) > 1 and estimator.name != "backprop"
     return Job(
         dataset=dataset._replace(train=train),
         validation=validation,
-        preprocess=data.preprocess(train.images, config.crop_padding, config.flip),
-        learner=make_learner(
-            modules,
-            [estimator] * (len(modules) - 1),
-            losses.softmax_cross_entropy,
-            optax.adamw(
-                _learning_rate(config.optimizer, steps), weight_decay=config.optimizer.weight_decay
-            ),
-            optax.adam(_learning_rate(config.estimator_optimizer, steps)),
-            update_probability=config.update_probability,
-        ),
+        preprocess=preprocess,
+        learner=learner,
         description={
-            "method": estimator.name if len(modules) > 1 else "backprop",
-            "conditioned": config.estimator.conditioned and estimator.name != "backprop",
+            "method": estimator.name if synthetic else "backprop",
+            "conditioned": synthetic and config.estimator.conditioned,
             "model": config.model.name,
             "update_probability": config.update_probability,
             "validation_examples": config.validation_examples,
@@ -87,9 +97,19 @@ def _choose(field: str, name: str, choices: Mapping[str, _T]) -> _T:
 
 def _check(config: ml_collections.ConfigDict) -> None:
     """Checks the numbers that nothing further down would explain better."""
-    at_least_one = ("epochs", "batch_size", "log_every", "alignment_every", "model.mlp.width")
+    counts = (
+        "epochs",
+        "batch_size",
+        "log_every",
+        "alignment_every",
+        "model.mlp.width",
+        "model.cnn.features",
+        "model.cnn.kernel_size",
+        "estimator.mlp.hidden",
+        "estimator.convolutional.features",
+        "estimator.convolutional.kernel_size",
+    )
     not_negative = (
-        "seed",
         "crop_padding",
         "validation_examples",
         "model.mlp.depth",
@@ -97,15 +117,26 @@ def _check(config: ml_collections.ConfigDict) -> None:
         "optimizer.weight_decay",
         "estimator_optimizer.learning_rate",
     )
-    for least, fields in ((1, at_least_one), (0, not_negative)):
-        for field in fields:
-            value: Any = config
-            for part in field.split("."):
-                value = value[part]
-            if not value >= least:
-                raise UsageError(f"config.{field} is {value}: it must be at least {least}")
-    if not 0 <= config.update_probability <= 1:
-        raise UsageError(f"config.update_probability is {config.update_probability}: choose 0 to 1")
+    for field in counts:
+        _check_range(config, field, 1, math.inf, whole=True)
+    for field in not_negative:
+        _check_range(config, field, 0, math.inf)
+    _check_range(config, "seed", 0, 2**32 - 1)
+    _check_range(config, "update_probability", 0, 1)
+    _check_range(config, "model.mlp.dropout", 0, 0.999)
+
+
+def _check_range(
+    config: ml_collections.ConfigDict, field: str, least: float, most: float, whole: bool = False
+) -> None:
+    """Refuses a field, or a member of a tuple, that is not a number from `least` to `most`."""
+    value: Any = config
+    for part in field.split("."):
+        value = value[part]
+    for member in value if isinstance(value, tuple) else (value,):
+        if not isinstance(member, int if whole else int | float) or not least <= member <= most:
+            limit = f"at least {least}" if most == math.inf else f"from {least} to {most}"
+            raise UsageError(f"config.{field} is {value!r}: choose {'whole numbers ' * whole}{limit}")
 
 
 def _dataset(config: ml_collections.ConfigDict) -> Dataset:
@@ -167,9 +198,10 @@ def _estimator(config: ml_collections.ConfigDict, num_classes: int) -> Estimator
     return _choose("estimator.name", config.name, makers)()
 
 
-def _learning_rate(config: ml_collections.ConfigDict, steps: int) -> Any:
+def _learning_rate(config: ml_collections.ConfigDict, field: str, steps: float) -> Any:
+    rate = config[field].learning_rate
     schedules = {
-        "constant": lambda: config.learning_rate,
-        "cosine": lambda: optax.cosine_decay_schedule(config.learning_rate, steps),
+        "constant": lambda: rate,
+        "cosine": lambda: optax.cosine_decay_schedule(rate, max(round(steps), 1)),
     }
-    return _choose("optimizer.schedule", config.schedule, schedules)()
+    return _choose(f"{field}.schedule", config[field].schedule, schedules)()

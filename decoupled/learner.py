@@ -92,7 +92,8 @@ class Learner(NamedTuple):
       predict: (state, x) -> output of the last module, in evaluation mode.
       update_module: one function a module, (module_state, est_params, h_in, y, key, signal=None)
         -> ModuleStep. `est_params` are those of the boundary above it (None for the last module);
-        `signal` is what that boundary's estimator reads beyond (h, y).
+        `signal` is what that boundary's estimator reads beyond (h, y). It always updates: when to call
+        it is the caller's choice, whatever `update_probability` says of the fused step.
       update_estimator: one function a boundary, (estimator_state, h, y, target)
         -> (estimator_state, BoundaryMetrics | None).
       modules, estimators, loss: as given.
@@ -128,7 +129,7 @@ def make_learner(
       estimator_optimizer: for estimators that do not bring their own; one state each.
       update_probability: of each module in each step, one number for all or one a module (J16, section
         3.1). A module that sits out runs forward but stays bit for bit as it is: parameters, optimizer
-        state and batch statistics. The estimator below it, which has then no fresh target, sits out too.
+        state and batch statistics. The estimator below it, whose target it supplies, sits out with it.
       axis_name: of a `pmap` or `shard_map` axis over which the batch is split; gradients, fitting
         statistics, mutable state and metrics are averaged over it.
 

@@ -190,20 +190,27 @@ def test_modules_update_independently_and_as_often_as_asked():
 @pytest.mark.parametrize("name", [*SYNTHETIC, "backprop", "error"])
 def test_only_a_locked_module_feels_what_is_downstream(name):
     x, y = helpers.batch()
-    unlocked = name in SYNTHETIC
-    estimator = {**SYNTHETIC, "backprop": estimators.backprop(), "error": helpers.output_error_estimator()}[
-        name
-    ]
-    learner, state = start(helpers.mlp_modules(), estimator, x, y)
-    changed = list(state.modules)
-    changed[2] = changed[2]._replace(params=jax.tree.map(lambda w: w + 0.5, changed[2].params))
+    learner, state = start(helpers.mlp_modules(), all_estimators()[name], x, y)
     update = jax.jit(learner.update)
     plain, _ = update(state, x, y, KEY)
-    perturbed, _ = update(state._replace(modules=tuple(changed)), x, y, KEY)
-    same = jax.tree.map(
-        lambda a, b: bool((a == b).all()), plain.modules[0].params, perturbed.modules[0].params
-    )
-    assert all(jax.tree.leaves(same)) == unlocked
+    for perturbed_from in (1, 2):  # All of this module and of what comes after it.
+        moved = [
+            m._replace(params=jax.tree.map(lambda w: w + 0.5, m.params)) if i >= perturbed_from else m
+            for i, m in enumerate(state.modules)
+        ]
+        estimators_moved = helpers.noisy(state, seed=9).estimators
+        above = (*state.estimators[:perturbed_from], *estimators_moved[perturbed_from:])
+        perturbed, _ = update(state._replace(modules=tuple(moved), estimators=above), x, y, KEY)
+        for i in range(perturbed_from):
+            same = jax.tree.map(
+                lambda a, b: bool((a == b).all()), plain.modules[i].params, perturbed.modules[i].params
+            )
+            assert all(jax.tree.leaves(same)) == (name in SYNTHETIC)
+
+
+def all_estimators():
+    locked = {"backprop": estimators.backprop(), "error": helpers.output_error_estimator()}
+    return {**SYNTHETIC, **locked}
 
 
 def test_error_estimators_get_the_output_error():
@@ -266,6 +273,50 @@ def test_updating_modules_one_by_one_equals_the_fused_step(name):
             chex.assert_trees_all_close(fitted, fused.estimators[i - 1], rtol=1e-5, atol=1e-5)
         h = step.h_out
     assert step.losses.shape == (8,)
+
+
+def test_a_mixed_chain_one_by_one_equals_the_fused_step():
+    """Boundaries that read the error, nothing, and the incoming gradient, each given its own signal."""
+    x, y = helpers.batch()
+    spec = [helpers.output_error_estimator(), SYNTHETIC["linear"], estimators.backprop()]
+    sgd = optax.sgd(1.0)
+    loss = decoupled.losses.softmax_cross_entropy
+    learner = decoupled.make_learner(helpers.mlp_modules(depth=3), spec, loss, sgd, sgd)
+    state = helpers.noisy(jax.jit(learner.init)(jax.random.key(0), x, y))
+    fused, _ = jax.jit(learner.update)(state, x, y, KEY)
+
+    h_ins = [x]
+    for i in range(3):
+        h_ins.append(learner.modules[i].apply(*state.modules[i][:2], h_ins[i], KEY, True)[0])
+    top = learner.update_module[3](state.modules[3], None, h_ins[3], y, KEY)
+    error = jax.nn.softmax(top.h_out) - jax.nn.one_hot(y, helpers.CLASSES)
+    for i, signal in ((0, error), (1, None), (2, top.grad_h_in)):
+        est_params = state.estimators[i].params
+        step = learner.update_module[i](state.modules[i], est_params, h_ins[i], y, KEY, signal)
+        chex.assert_trees_all_close(step.module, fused.modules[i], rtol=1e-5, atol=1e-6)
+
+
+def test_memory_grows_with_depth_under_backprop_only():
+    """Nothing of a module need be kept once the next one has been fed."""
+    x, y = helpers.batch(size=2048, features=64)
+
+    def temporary_bytes(depth, estimator):
+        layers = decoupled.models.mlp(depth, 64, helpers.CLASSES)
+        learner = helpers.make_learner(decoupled.cut(layers, range(depth)), estimator)
+        state = jax.eval_shape(learner.init, KEY, x, y)
+
+        def update(state, key):
+            return learner.update(state, x, y, key)[0]
+
+        compiled = jax.jit(update, donate_argnums=0).lower(state, KEY).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    growth = {
+        name: temporary_bytes(24, all_estimators()[name]) - temporary_bytes(6, all_estimators()[name])
+        for name in ("loss_shaped", "backprop")
+    }
+    assert growth["backprop"] > 18 * x.size * 4  # 18 more layers' activations, at least
+    assert growth["loss_shaped"] < 0.2 * growth["backprop"]
 
 
 def test_the_second_update_does_not_retrace():

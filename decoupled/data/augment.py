@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from decoupled.errors import UsageError
 from decoupled.types import Array, Key
 
 
@@ -30,9 +31,16 @@ def preprocess(train_images: np.ndarray, crop_padding: int = 0, flip: bool = Fal
       train_images: (examples, height, width, channels), uint8.
       crop_padding: training images are shifted by up to so many pixels each way; 0 for none.
       flip: whether training images are mirrored half the time.
+
+    Raises:
+      UsageError: `crop_padding` is larger than the images.
     """
-    mean = jnp.asarray(train_images.mean((0, 1, 2)), jnp.float32)[None, None, None, :]
-    deviation = jnp.asarray(train_images.std((0, 1, 2)), jnp.float32)[None, None, None, :]
+    if crop_padding > min(train_images.shape[1:3]):
+        raise UsageError(f"crop_padding is {crop_padding}: shifted so far, nothing of an image is left")
+    mean, deviation = (
+        jnp.asarray(statistic, jnp.float32)[None, None, None, :]
+        for statistic in _channel_statistics(train_images)
+    )
 
     def evaluate(images: Array) -> Array:
         chex.assert_rank(images, 4)
@@ -68,3 +76,15 @@ def random_flip(key: Key, images: Array) -> Array:
     chex.assert_rank(images, 4)
     flipped = jax.random.bernoulli(key, shape=(images.shape[0], 1, 1, 1))
     return jnp.where(flipped, images[:, :, ::-1], images)
+
+
+def _channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation of each channel, a part at a time: no float copy of a whole data set."""
+    total = squares = np.zeros(images.shape[-1])
+    for start in range(0, len(images), 1000):
+        part = images[start : start + 1000].astype(np.float64)
+        total = total + part.sum((0, 1, 2))
+        squares = squares + np.square(part).sum((0, 1, 2))
+    count = images[..., 0].size
+    mean = total / count
+    return mean, np.sqrt(np.maximum(squares / count - mean**2, 0))

@@ -4,6 +4,7 @@ A record is one label byte (CIFAR-100: a coarse and a fine one; the last counts)
 the red, green and blue planes, row by row. (Described at www.cs.toronto.edu/~kriz/cifar.html.)
 """
 
+import gzip
 import tarfile
 import zlib
 from collections.abc import Sequence
@@ -67,7 +68,7 @@ def _read_file(path: Path) -> bytes:
 def _read_archive(source: Path, members: Sequence[str]) -> list[bytes]:
     found: dict[str, bytes] = {}
     try:
-        with tarfile.open(source) as archive:
+        with gzip.open(source) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
             for entry in archive:
                 name = Path(entry.name).name
                 if name not in members or not entry.isreg():
@@ -77,8 +78,11 @@ def _read_archive(source: Path, members: Sequence[str]) -> list[bytes]:
                 file = archive.extractfile(entry)
                 assert file is not None  # Regular files can always be read.
                 found[name] = file.read()
+            # To the very end, where gzip keeps the checksum of what was read.
+            while stream.read(1 << 20):
+                pass
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{source}: cannot be read as a tar archive: {error}") from error
+        raise DataError(f"{source}: cannot be read as a tar.gz archive: {error}") from error
     missing = [member for member in members if member not in found]
     if missing:
         raise DataError(f"{source}: no {', '.join(missing)} in this archive")

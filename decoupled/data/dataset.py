@@ -46,8 +46,8 @@ def checked_split(images: np.ndarray, labels: np.ndarray, num_classes: int, wher
     """
     if len(images) != len(labels):
         raise DataError(f"{where}: {len(images)} images but {len(labels)} labels")
-    if len(images) == 0:
-        raise DataError(f"{where}: no examples in it")
+    if images.size == 0:
+        raise DataError(f"{where}: no examples in it, or none with a pixel")
     wrong = (labels < 0) | (labels >= num_classes)
     if wrong.any():
         first = int(np.argmax(wrong))

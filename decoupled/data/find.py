@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pooch
+import requests
 from absl import logging
 
 from decoupled.errors import DataError
@@ -47,25 +48,34 @@ def find_or_download(
       DataError: nothing is there and nothing could be fetched; says where it was looked for.
     """
     cache = Path(pooch.os_cache("decoupled")) / source.name
-    folders = [Path(data_dir).expanduser(), Path(data_dir).expanduser() / source.name]
-    folders = (folders if data_dir else []) + [Path(f) for f in source.system_folders] + [cache]
-    for folder in folders:
-        paths = [_first_existing(folder, names) for names in candidates]
-        found = [path for path in paths if path is not None]
-        if len(found) == len(candidates):
-            return found
+    folders = [*map(Path, source.system_folders), cache]
+    try:
+        if data_dir:
+            given = Path(data_dir).expanduser()
+            folders = [given, given / source.name, *folders]
+        for folder in folders:
+            paths = [_first_existing(folder, names) for names in candidates]
+            found = [path for path in paths if path is not None]
+            if len(found) == len(candidates):
+                return found
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"cannot look for {source.name} in {data_dir or 'its folders'}: {error}") from error
     published = [names[0] for names in candidates]
     problem = "downloading is switched off (config.download)"
     if download:
         try:
             return [_download(source, name, cache) for name in published]
         except (OSError, ValueError) as error:
-            reason = type(error).__name__ if isinstance(error, OSError) else str(error)
-            problem = f"{source.url} gave no good copy ({' '.join(reason.split())})"
+            problem = f"{source.url} gave no good copy ({_reason(error)})"
     looked = ", ".join(str(folder) for folder in folders)
-    raise DataError(
-        f"{source.name} is missing: no {' or '.join(published[:1])} in {looked}; {problem}. {source.hint}"
-    )
+    raise DataError(f"{source.name} is missing: no {published[0]} in {looked}; {problem}. {source.hint}")
+
+
+def _reason(error: OSError | ValueError) -> str:
+    """Why a download failed, in a few words; connection errors spell out their whole history."""
+    if isinstance(error, requests.RequestException) and not isinstance(error, requests.HTTPError):
+        return type(error).__name__
+    return " ".join(str(error).split())
 
 
 def _first_existing(folder: Path, names: Sequence[str]) -> Path | None:

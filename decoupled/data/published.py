@@ -4,6 +4,7 @@ from decoupled.data.cifar_binary import read_cifar_split
 from decoupled.data.dataset import Dataset
 from decoupled.data.find import Source, find_or_download
 from decoupled.data.idx import read_idx_split
+from decoupled.errors import DataError
 
 _IDX_FILES = (
     "train-images-idx3-ubyte",
@@ -66,7 +67,13 @@ def idx_dataset(source: Source, data_dir: str = "", download: bool = True) -> Da
         source, candidates, data_dir, download
     )
     train = read_idx_split(train_images, train_labels, num_classes=10)
-    return Dataset(source.name, 10, train, read_idx_split(test_images, test_labels, num_classes=10))
+    test = read_idx_split(test_images, test_labels, num_classes=10)
+    if train.images.shape[1:] != test.images.shape[1:]:
+        raise DataError(
+            f"{test_images}: its images are {test.images.shape[1:3]}, but those of"
+            f" {train_images} are {train.images.shape[1:3]}"
+        )
+    return Dataset(source.name, 10, train, test)
 
 
 def cifar10(data_dir: str = "", download: bool = True) -> Dataset:

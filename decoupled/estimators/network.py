@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from decoupled.errors import UsageError
 from decoupled.estimators.synthetic_gradient import Context, by_gradient, flatten
 from decoupled.types import Array, Estimator, Key, PyTree
 
@@ -68,6 +69,11 @@ class _Convolutional(nn.Module):
 
     @nn.compact
     def __call__(self, h: Array, context: Array | None) -> Array:
+        if h.ndim != 4:
+            raise UsageError(
+                "a convolutional synthetic gradient needs activations (batch, height, width, channels),"
+                f" but at its boundary they are {h.shape}: use another estimator there"
+            )
         batch, height, width, channels = h.shape
         out = h
         if context is not None:

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from decoupled.errors import UsageError
 from decoupled.estimators.synthetic_gradient import Context, at_least_float32, flatten, sg_loss
 from decoupled.types import Array, Estimator, Key, PyTree
 
@@ -32,7 +33,15 @@ def recursive_least_squares(
       decay: of the past in one step, in [0, 1): the fit remembers about 1 / (1 - decay) steps.
       ridge: as a fraction of the mean square of a feature.
       solve_every: steps between solutions, each about (features)^3 / 3 multiplications.
+
+    Raises:
+      UsageError: a number is out of its range.
     """
+    if not (0 <= decay < 1 and ridge >= 0 and solve_every >= 1):
+        raise UsageError(
+            "recursive least squares needs 0 <= decay < 1, ridge >= 0 and solve_every >= 1,"
+            f" not decay {decay}, ridge {ridge}, solve_every {solve_every}"
+        )
 
     def features_of(h: Array, y: Array) -> Array:
         parts = [at_least_float32(flatten(h)), jnp.ones((h.shape[0], 1))]

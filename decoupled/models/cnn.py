@@ -5,7 +5,9 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from flax import linen as nn
 
+from decoupled.errors import UsageError
 from decoupled.models.norm import normalise
+from decoupled.models.output import OutputLayer
 from decoupled.modules import from_linen
 from decoupled.types import Array, Module
 
@@ -35,7 +37,7 @@ def cnn(
 
 
 class ConvolutionLayer(nn.Module):
-    """Convolution, normalisation, ReLU, 2x2 max pooling."""
+    """Convolution, normalisation, ReLU, 2x2 max pooling of (batch, height, width, channels)."""
 
     features: int
     kernel_size: int
@@ -44,18 +46,12 @@ class ConvolutionLayer(nn.Module):
 
     @nn.compact
     def __call__(self, h: Array, train: bool) -> Array:
+        if min(h.shape[1:3]) < 2:
+            raise UsageError(
+                f"{h.shape[1]}x{h.shape[2]} is too small an image to be halved once more:"
+                " give the CNN fewer convolution layers"
+            )
         kernel = (self.kernel_size, self.kernel_size)
         h = nn.Conv(self.features, kernel, dtype=self.dtype)(h)
         h = nn.relu(normalise(self.norm, h, train, self.dtype))
         return nn.max_pool(h, (2, 2), (2, 2))
-
-
-class OutputLayer(nn.Module):
-    """Dense, of a flattened input."""
-
-    num_outputs: int
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, h: Array) -> Array:
-        return nn.Dense(self.num_outputs, dtype=self.dtype)(h.reshape(h.shape[0], -1))

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from decoupled.models.norm import normalise
+from decoupled.models.output import OutputLayer
 from decoupled.modules import from_linen
 from decoupled.types import Array, Module
 
@@ -28,7 +29,7 @@ def mlp(
       dtype: of the computation; parameters stay float32.
     """
     hidden = [from_linen(HiddenLayer(width, norm, dropout, dtype), f"hidden_{i}") for i in range(depth)]
-    return [*hidden, from_linen(nn.Dense(num_outputs, dtype=dtype), "output")]
+    return [*hidden, from_linen(OutputLayer(num_outputs, dtype), "output")]
 
 
 class HiddenLayer(nn.Module):

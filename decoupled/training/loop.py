@@ -92,6 +92,7 @@ def train_and_evaluate(job: Job, workdir: Workdir) -> dict[str, Any]:
                     monitor.training(done, done / steps_per_epoch, totals, steps, speed)
                     totals, since, clock = no_totals(learner), done, time.monotonic()
                 if learner.estimators and (done % job.alignment_every == 0 or done == 1):
+                    jax.block_until_ready(totals)  # or training would go on during the pause
                     pause = time.monotonic()
                     monitor.alignment(done, jax.device_get(align(state, images, labels, step_key)))
                     clock += time.monotonic() - pause

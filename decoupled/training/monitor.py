@@ -13,6 +13,8 @@ from decoupled.training.workdir import Workdir
 class Monitor:
     """Logs a run to its workdir and shows it to whoever watches.
 
+    Every report raises TrainingError where a loss, an SG loss or a cosine in it is not finite.
+
     Args:
       boundaries: the name of the module below each boundary.
     """
@@ -24,13 +26,9 @@ class Monitor:
         self._latest: dict[str, list[float | None]] = {}
 
     def training(self, step: int, epoch: float, totals: Totals, steps: int, examples_per_second: float):
-        """Reports the last `steps` steps.
-
-        Raises:
-          TrainingError: their loss, or that of a synthetic gradient, is not finite.
-        """
+        """Reports the last `steps` steps."""
         record = _means(totals, steps)
-        self._check_finite(record, step)
+        self._check_finite(step, record["loss"], record["sg_loss"])
         record["examples_per_second"] = examples_per_second
         self._workdir.log("train", step, {"epoch": epoch, **record})
         self._latest |= {"SG loss": record["sg_loss"], "R2": record["r2"]}
@@ -38,12 +36,15 @@ class Monitor:
 
     def alignment(self, step: int, cosines: Sequence[float]) -> None:
         """Reports the cosine of estimated and true gradient at every boundary."""
-        values = [round(float(cosine), 6) for cosine in cosines]
+        values = [float(cosine) for cosine in cosines]
+        self._check_finite(step, 0.0, values)
+        values = [round(value, 6) for value in values]
         self._workdir.log("alignment", step, {"cosine": values})
         self._latest["cosine"] = list(values)
 
     def evaluation(self, kind: str, step: int, epoch: int, result: dict[str, float]) -> None:
         """Reports accuracy and loss on the "validation" or "test" split."""
+        self._check_finite(step, result["loss"], [None] * len(self._boundaries))
         self._workdir.log(kind, step, {"epoch": epoch, **result})
         scores = f"accuracy {result['accuracy']:.4f}  loss {result['loss']:.4f}"
         self._progress.say(f"epoch {epoch}  {kind} {scores}")
@@ -58,11 +59,11 @@ class Monitor:
         if lists:
             self._progress.say(f"boundaries first to last: {'; '.join(lists)}")
 
-    def _check_finite(self, record: dict[str, Any], step: int) -> None:
-        bad = [] if math.isfinite(record["loss"]) else ["the loss"]
+    def _check_finite(self, step: int, loss: float, per_boundary: Sequence[float | None]) -> None:
+        bad = [] if math.isfinite(loss) else ["the loss"]
         bad += [
             f"the synthetic gradient after {name}"
-            for name, value in zip(self._boundaries, record["sg_loss"], strict=True)
+            for name, value in zip(self._boundaries, per_boundary, strict=True)
             if value is not None and not math.isfinite(value)
         ]
         if bad:

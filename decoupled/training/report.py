@@ -5,9 +5,7 @@ import io
 from typing import Any
 
 import matplotlib
-
-matplotlib.use("agg")
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
@@ -91,8 +89,9 @@ def _figure(
     low: float | None = None,
 ) -> str:
     """An inline SVG; values below `low` are drawn at the edge."""
-    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
-    colours = plt.get_cmap("viridis")
+    figure = Figure(figsize=(8, 4), layout="constrained")  # not pyplot's: no global backend
+    axes = figure.subplots()
+    colours = matplotlib.colormaps["viridis"]
     for i, (name, (steps, values)) in enumerate(curves.items()):
         values = [value if low is None else max(value, low) for value in values]
         marker = "o" if len(steps) < 30 else None
@@ -104,6 +103,5 @@ def _figure(
         axes.legend(fontsize="small", ncols=1 + len(curves) // 7)
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg")
-    plt.close(figure)
     drawing = buffer.getvalue()
     return drawing[drawing.index("<svg") :]  # without the XML prologue, which HTML does not have

@@ -77,7 +77,7 @@ def evaluator(
     def sums(state: LearnerState, images: Array, labels: Array, real: Array) -> Array:
         output = learner.predict(state, preprocess.evaluate(images))
         losses, correct = learner.loss(output, labels), output.argmax(-1) == labels
-        return jnp.stack([jnp.sum(losses * real), jnp.sum(correct * real)])
+        return jnp.stack([jnp.sum(jnp.where(real, values, 0)) for values in (losses, correct)])
 
     def evaluate(state: LearnerState, split: Split) -> dict[str, float]:
         totals = []

@@ -22,18 +22,18 @@ class Workdir:
         Raises:
           UsageError: the folder cannot be written, or already holds a run.
         """
-        self.path = path.expanduser().absolute()
-        if (self.path / "config.json").exists():
-            raise UsageError(f"{self.path} already holds a run: choose another --workdir")
         try:
+            self.path = path.expanduser().absolute()
             self.path.mkdir(parents=True, exist_ok=True)
-            self._write("config.json", json.dumps(config, indent=2) + "\n")
             self._metrics = open(self.path / "metrics.jsonl", "x")  # noqa: SIM115
             self._events = SummaryWriter(str(self.path), flush_secs=30)
-        except OSError as error:
+            self._write("config.json", json.dumps(config, indent=2) + "\n")
+        except FileExistsError as error:
             raise UsageError(
-                f"cannot write to {self.path} ({error.strerror}): choose another --workdir"
+                f"{path} already holds a run, or is a file: choose another --workdir"
             ) from error
+        except (OSError, RuntimeError) as error:
+            raise UsageError(f"cannot write to {path} ({error}): choose another --workdir") from error
 
     def log(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Appends one line of metrics and sends its numbers to TensorBoard.
@@ -44,7 +44,7 @@ class Workdir:
           values: numbers, or lists of one number a boundary (None where there is none).
         """
         try:
-            self._metrics.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+            self._metrics.write(json.dumps({"kind": kind, "step": step, **values}, allow_nan=False) + "\n")
             self._metrics.flush()
         except OSError as error:
             raise self._cannot_write(error) from error

@@ -12,11 +12,12 @@ from tests import helpers
 KEY = jax.random.key(2)
 
 
-@pytest.mark.parametrize("name", ["linear", "backprop"])
+@pytest.mark.parametrize("name", ["linear", "backprop", "error"])
 def test_boundary_gradients(name):
     x, y = helpers.batch()
     synthetic = helpers.synthetic_gradients()["linear"]
-    estimator = {"linear": synthetic, "backprop": estimators.backprop()}[name]
+    direct = helpers.output_error_estimator()
+    estimator = {"linear": synthetic, "backprop": estimators.backprop(), "error": direct}[name]
     learner = helpers.make_learner(helpers.mlp_modules(norm="batch", dropout=0.2), estimator)
     state = helpers.noisy(jax.jit(learner.init)(jax.random.key(0), x, y))
     gradients = jax.jit(lambda s: boundary_gradients(learner, s, x, y, KEY))(state)
@@ -38,6 +39,9 @@ def test_boundary_gradients(name):
             synthetic.estimate(e.params, h, y, None)
             for e, h in zip(state.estimators, (h0, h1), strict=True)
         ]
+    if name == "error":
+        error = jax.nn.softmax(run(2, h1)) - jax.nn.one_hot(y, helpers.CLASSES)
+        estimated = [error @ e.params["B"] for e in state.estimators]
     for actual, expected in zip(gradients.estimated, estimated, strict=True):
         np.testing.assert_allclose(actual, expected, atol=1e-5)
 

@@ -1,5 +1,7 @@
 """The CIFAR reader on archives and folders written byte by byte, whole and damaged."""
 
+import lzma
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -52,8 +54,11 @@ def test_damaged_archives_are_named_in_one_line(tmp_path):
     _, members = cifar10_members()
     write_tar(path, members)
     whole = path.read_bytes()
-    cases = [
-        (whole[: len(whole) // 2], "cannot be read as a tar archive"),
+    flipped = bytearray(whole)
+    flipped[-5] ^= 1  # in the checksum at gzip's end
+    cases = [(bytes(flipped), "cannot be read"), (lzma.compress(b"x"), "cannot be read")]
+    cases += [
+        (whole[: len(whole) // 2], "cannot be read as a tar.gz archive"),
         (b"not a tar", "cannot be read"),
     ]
     for content, message in cases:

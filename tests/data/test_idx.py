@@ -64,3 +64,17 @@ def test_any_bytes_give_an_array_or_a_data_error(tmp_path_factory, junk, keep):
 def test_missing_file(tmp_path):
     with pytest.raises(DataError, match="cannot be read"):
         read_idx(tmp_path / "absent", rank=1)
+
+
+def test_images_of_another_size_to_test_on(tmp_path):
+    write_idx_files(tmp_path, gzipped=False)
+    (tmp_path / "t10k-images-idx3-ubyte").write_bytes(idx_bytes(np.zeros((5, 20, 20), np.uint8)))
+    with pytest.raises(DataError, match=r"its images are \(20, 20\), but those of .* are \(28, 28\)"):
+        idx_dataset(MNIST, str(tmp_path), download=False)
+
+
+def test_images_without_pixels(tmp_path):
+    write_idx_files(tmp_path, gzipped=False)
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(idx_bytes(np.zeros((12, 0, 0), np.uint8)))
+    with pytest.raises(DataError, match="none with a pixel"):
+        idx_dataset(MNIST, str(tmp_path), download=False)

@@ -87,7 +87,7 @@ def test_loss_shaped_is_exact_below_a_linear_layer_with_log_loss():
         log_p = jax.nn.log_softmax(h @ kernel + bias[None])
         return -jnp.take_along_axis(log_p, y[:, None], 1).sum()
 
-    est_params = {"W": kernel, "b": bias, "V": kernel.T}
+    est_params = {"W": kernel.T, "b": bias, "V": kernel.T}
     estimate = MAKERS["loss_shaped"](CONTEXT).estimate(est_params, h, y, None)
     np.testing.assert_allclose(estimate, jax.grad(log_loss)(h), atol=1e-5)
 

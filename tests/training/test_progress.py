@@ -4,8 +4,10 @@ import io
 import sys
 
 import numpy as np
+import pytest
 from absl import logging
 
+from decoupled import TrainingError
 from decoupled.learner import BoundaryMetrics
 from decoupled.training import Workdir, read_metrics
 from decoupled.training.monitor import Monitor
@@ -66,6 +68,10 @@ def test_monitor_shows_every_boundary(monkeypatch, tmp_path):
         monitor.training(4, 0.5, totals, steps=4, examples_per_second=10.0)
         monitor.alignment(4, [0.25, 1.0])
         monitor.boundaries()
+        with pytest.raises(TrainingError, match="not finite at step 5: the loss: lower"):
+            monitor.evaluation("test", 5, 1, {"accuracy": 0.1, "loss": float("nan")})
+        with pytest.raises(TrainingError, match="the synthetic gradient after second"):
+            monitor.alignment(5, [0.5, float("nan")])
     assert lines[-1] == "boundaries first to last: SG loss 0.25; R2 0.75; cosine 0.25 1"
     train, alignment = read_metrics(tmp_path / "run")
     assert train == {

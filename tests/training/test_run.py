@@ -1,8 +1,11 @@
 """Whole runs on real data, in this process: accuracy, files on disk, and what stops a run."""
 
+import itertools
 import json
 import re
+from pathlib import Path
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -12,7 +15,7 @@ import decoupled
 from configs import digits
 from decoupled.builder import build
 from decoupled.training import Workdir, read_metrics, train_and_evaluate
-from decoupled.training.step import evaluator
+from decoupled.training.step import evaluator, no_totals, train_step
 
 
 def config(**changes):
@@ -148,6 +151,57 @@ def test_a_workdir_holds_one_run_and_must_be_writable(finished, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(decoupled.UsageError, match=r"cannot write to .*: choose another --workdir"):
         Workdir(tmp_path / "file" / "run", {})
+    for path in (Path("~nobody-of-that-name/run"), tmp_path / ("x" * 300)):
+        with pytest.raises(decoupled.UsageError, match="cannot write to"):
+            Workdir(path, {})
+    (tmp_path / "left").mkdir()
+    (tmp_path / "left" / "metrics.jsonl").write_text("")
+    with pytest.raises(decoupled.UsageError, match="already holds a run"):
+        Workdir(tmp_path / "left", {})
+    assert not (tmp_path / "left" / "config.json").exists()
+
+
+def test_a_network_without_hidden_layers_has_no_boundaries():
+    job = build(config(**{"model.mlp.depth": 0}))
+    assert (job.learner.estimators, job.description["method"]) == ((), "backprop")
+
+
+def test_options_reach_the_learner():
+    job = build(config(update_probability=0.0))
+    images, labels = (part[:64] for part in job.dataset.train)
+    x = job.preprocess.evaluate(images)
+    state = jax.jit(job.learner.init)(jax.random.key(0), x, labels)
+    new, _ = jax.jit(job.learner.update)(state, x, labels, jax.random.key(1))
+    chex.assert_trees_all_equal(new.modules, state.modules)
+    assert int(new.step) == 1
+
+    # Decoupled weight decay and the cosine schedule, with all gradients zero below the last module.
+    steps = 4
+    decayed = build(config(epochs=1, batch_size=300, **{"optimizer.weight_decay": 0.5}))
+    kernels = [state.modules[0].params["Dense_0"]["kernel"]]
+    for _ in range(steps):
+        update = jax.jit(decayed.learner.update_module[0])
+        zero = jax.tree.map(jax.numpy.zeros_like, state.estimators[0].params)
+        step = update(state.modules[0], zero, x, labels, jax.random.key(0))
+        state = state._replace(modules=(step.module, *state.modules[1:]))
+        kernels.append(step.module.params["Dense_0"]["kernel"])
+    shrunk = [1 - float((b / a).mean()) for a, b in itertools.pairwise(kernels)]
+    rates = [1e-3 * 0.5 * (1 + np.cos(np.pi * t / steps)) for t in range(steps)]
+    np.testing.assert_allclose(shrunk, 0.5 * np.array(rates), rtol=2e-2, atol=1e-6)
+
+
+def test_augmentation_and_coins_change_from_step_to_step():
+    settings = config(flip=True, crop_padding=2, **{"optimizer.learning_rate": 0.0, "model.norm": "none"})
+    job = build(settings)
+    batch = tuple(part[:64] for part in job.dataset.train)
+    state = jax.jit(job.learner.init)(jax.random.key(0), job.preprocess.evaluate(batch[0]), batch[1])
+    step = jax.jit(train_step(job.learner, job.preprocess))
+    losses = []
+    for _ in range(2):
+        state, totals = step(state, no_totals(job.learner), *batch, jax.random.key(5))
+        losses.append(float(totals.loss))
+    plain = job.learner.loss(job.learner.predict(state, job.preprocess.evaluate(batch[0])), batch[1])
+    assert len({*losses, float(plain.mean())}) == 3
 
 
 @pytest.mark.parametrize(
@@ -160,11 +214,23 @@ def test_a_workdir_holds_one_run_and_must_be_writable(finished, tmp_path):
         ({"boundaries": "3"}, "cannot cut after layer 3"),
         ({"boundaries": "first"}, "config.boundaries is 'first': say all, none, or layer indices"),
         ({"batch_size": 2000}, "batch_size is 2000, but there are only 1237"),
-        ({"epochs": 0}, "config.epochs is 0: it must be at least 1"),
+        ({"epochs": 0}, "config.epochs is 0: choose whole numbers at least 1"),
         ({"update_probability": 1.5}, "config.update_probability is 1.5"),
         ({"optimizer.learning_rate": float("nan")}, "config.optimizer.learning_rate is nan"),
         ({"optimizer.schedule": "step"}, "schedule is 'step': choose one of constant, cosine"),
+        ({"estimator_optimizer.schedule": "step"}, "config.estimator_optimizer.schedule is 'step'"),
         ({"validation_examples": 1437}, "validation_examples is 1437"),
+        ({"seed": -1}, "config.seed is -1: choose from 0 to"),
+        ({"crop_padding": 9}, "crop_padding is 9: shifted so far"),
+        ({"model.mlp.dropout": 2.0}, "config.model.mlp.dropout is 2.0"),
+        ({"model.cnn.features": (8, 0)}, r"config.model.cnn.features is \(8, 0\): choose whole numbers"),
+        ({"estimator.mlp.hidden": (4.5,)}, r"config.estimator.mlp.hidden is \(4.5,\)"),
+        ({"estimator.name": "convolutional"}, "convolutional synthetic gradient needs activations"),
+        ({"model.name": "cnn", "model.cnn.features": (4, 4, 4, 4)}, "1x1 is too small an image"),
+        (
+            {"estimator.name": "recursive_least_squares", "estimator.recursive_least_squares.decay": 1.5},
+            "recursive least squares needs 0 <= decay < 1",
+        ),
     ],
 )
 def test_wrong_configs_are_refused_by_name(changes, message):

@@ -1,0 +1,17 @@
+"""The last layer of a classifier."""
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from decoupled.types import Array
+
+
+class OutputLayer(nn.Module):
+    """Dense, of a flattened input."""
+
+    num_outputs: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, h: Array) -> Array:
+        return nn.Dense(self.num_outputs, dtype=self.dtype)(h.reshape(h.shape[0], -1))
