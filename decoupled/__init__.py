@@ -5,17 +5,16 @@ See `decoupled.types` for the notation and the two seams, `Module` and `Estimato
 
 from decoupled import estimators, losses, models
 from decoupled.errors import DataError, TrainingError, UsageError
-from decoupled.learner import (
+from decoupled.learner import Learner, make_learner
+from decoupled.modules import compose, cut, from_functions, from_linen
+from decoupled.state import (
     BoundaryMetrics,
     EstimatorState,
-    Learner,
     LearnerState,
     Metrics,
     ModuleState,
     ModuleStep,
-    make_learner,
 )
-from decoupled.modules import compose, cut, from_functions, from_linen
 from decoupled.types import Estimator, Module, ModuleVariables, Reads
 
 __version__ = "0.1.0"

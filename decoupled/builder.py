@@ -53,7 +53,7 @@ def build(config: ml_collections.ConfigDict) -> Job:
         update_probability=config.update_probability,
     )
     preprocess = data.preprocess(train.images, config.crop_padding, config.flip)
-    # And another: modules and estimators that do not fit the data say so before the workdir is made.
+    # A second one, now with the data: what does not fit it says so before the workdir is made.
     x = jax.eval_shape(preprocess.evaluate, train.images[:1])
     jax.eval_shape(learner.init, jax.random.key(0), x, train.labels[:1])
     synthetic = len(modules) > 1 and estimator.name != "backprop"

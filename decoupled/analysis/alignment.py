@@ -6,7 +6,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from decoupled.learner import Learner, LearnerState
+from decoupled.learner import Learner
+from decoupled.state import LearnerState
 from decoupled.types import Array, Key
 
 

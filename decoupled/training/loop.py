@@ -11,7 +11,8 @@ import numpy as np
 
 import decoupled
 from decoupled.data import Dataset, Preprocess, Split, batches_per_epoch, shuffled_batches
-from decoupled.learner import Learner, LearnerState
+from decoupled.learner import Learner
+from decoupled.state import LearnerState
 from decoupled.training.monitor import Monitor
 from decoupled.training.overview import describe_modules, overview
 from decoupled.training.progress import Progress

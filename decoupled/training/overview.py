@@ -4,7 +4,8 @@ from typing import Any
 
 import jax
 
-from decoupled.learner import Learner, LearnerState
+from decoupled.learner import Learner
+from decoupled.state import LearnerState
 from decoupled.types import Array
 
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from decoupled.analysis import boundary_gradients, cosine
 from decoupled.data import Preprocess, Split
-from decoupled.learner import BoundaryMetrics, Learner, LearnerState
+from decoupled.learner import Learner
+from decoupled.state import BoundaryMetrics, LearnerState
 from decoupled.types import Array, Key
 
 

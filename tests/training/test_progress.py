@@ -8,7 +8,7 @@ import pytest
 from absl import logging
 
 from decoupled import TrainingError
-from decoupled.learner import BoundaryMetrics
+from decoupled.state import BoundaryMetrics
 from decoupled.training import Workdir, read_metrics
 from decoupled.training.monitor import Monitor
 from decoupled.training.overview import overview

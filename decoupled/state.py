@@ -1,0 +1,70 @@
+"""What training changes, and what a step reports of it."""
+
+from typing import NamedTuple
+
+import optax
+
+from decoupled.types import Array, PyTree
+
+
+class ModuleState(NamedTuple):
+    """One module: its parameters, mutable collections and optax state."""
+
+    params: PyTree
+    state: PyTree
+    opt_state: optax.OptState
+
+
+class EstimatorState(NamedTuple):
+    """One boundary's estimator: its parameters and optax state."""
+
+    params: PyTree
+    opt_state: optax.OptState
+
+
+class LearnerState(NamedTuple):
+    """Everything that training changes; `estimators[i]` belongs to the boundary after `modules[i]`."""
+
+    step: Array
+    modules: tuple[ModuleState, ...]
+    estimators: tuple[EstimatorState, ...]
+
+
+class BoundaryMetrics(NamedTuple):
+    """How well one estimator fits its target; both are sums over features, means over examples.
+
+    R^2 against the zero predictor is 1 - sg_loss / target_power.
+    """
+
+    sg_loss: Array
+    target_power: Array
+
+
+class Metrics(NamedTuple):
+    """What one update saw, before it changed anything.
+
+    Attributes:
+      loss: scalar, mean over the batch.
+      output: of the last module, (batch, ...).
+      boundaries: one entry a boundary; None where the estimator is not trained.
+    """
+
+    loss: Array
+    output: Array
+    boundaries: tuple[BoundaryMetrics | None, ...]
+
+
+class ModuleStep(NamedTuple):
+    """The result of one module's own update.
+
+    Attributes:
+      module: its new state.
+      h_out: what it feeds the module above, (batch, ...).
+      grad_h_in: the target for the estimator below, shape of h_in; None for the first module.
+      losses: one an example, (batch,), from the last module; None from the others.
+    """
+
+    module: ModuleState
+    h_out: Array
+    grad_h_in: Array | None
+    losses: Array | None
