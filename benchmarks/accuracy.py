@@ -43,8 +43,13 @@ def main() -> None:
             for seed in range(arguments.seeds)
         ]
         spread = f" ± {statistics.stdev(accuracies):.2f}" if len(accuracies) > 1 else ""
-        flags = " ".join(f"--config.{field}={value}" for field, value in options.items())
-        print(f"| {name} | {statistics.mean(accuracies):.2f}{spread} | `{flags}` |", flush=True)
+        print(f"| {name} | {statistics.mean(accuracies):.2f}{spread} | {flags(options)} |", flush=True)
+
+
+def flags(options: dict[str, Any]) -> str:
+    """The options as a person types them."""
+    typed = " ".join(f"--config.{field}={value}" for field, value in options.items())
+    return f"`{typed}`" if typed else "none"
 
 
 def run(folder: Path, options: dict[str, Any]) -> float:
