@@ -23,7 +23,7 @@ class Monitor:
         self._workdir = workdir
         self._progress = progress
         self._boundaries = boundaries
-        self._latest: dict[str, list[float | None]] = {}
+        self._latest: dict[str, list[float | None]] = {"SG loss": [], "R2": [], "cosine": []}
 
     def training(self, step: int, epoch: float, totals: Totals, steps: int, examples_per_second: float):
         """Reports the last `steps` steps."""
