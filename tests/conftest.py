@@ -1,10 +1,10 @@
-"""A strict session: two fake CPU devices, no silent rank promotion; warnings are errors (pyproject)."""
+"""A strict test run: two fake CPU devices, no silent rank promotion; warnings are errors (pyproject)."""
 
 import os
 
 _FLAGS = (
     "--xla_force_host_platform_device_count=2",
-    # Half of the session would go into optimising programs that run once.
+    # Half of the time would go into optimising programs that run once.
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
 )

@@ -45,7 +45,7 @@ def test_training_commands(line, tmp_path):
 
 def test_make_targets_are_what_the_readme_says():
     assert [line for line in COMMANDS if line.startswith("make")] == ["make train", "make test"]
-    # This session is `make test`; of `make train` the environment is taken as installed.
+    # The tests run under `make test`; of `make train` the environment is taken as installed.
     binaries = Path(sys.executable).parent
     done = run(
         ["make", "-o", ".venv/installed", "train", f"BIN={binaries}"]
