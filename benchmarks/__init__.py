@@ -1,1 +1,1 @@
-"""Questions about speed, one a file; each prints ratios measured side by side in one run."""
+"""Questions about speed and accuracy, one a file; each prints the table that answers it."""

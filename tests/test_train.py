@@ -2,18 +2,15 @@
 
 import json
 import re
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.commands import run
 
 
 def call(*arguments, **options):
-    command = [sys.executable, str(ROOT / "train.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, **options)
+    return run([sys.executable, "train.py", *arguments], **options)
 
 
 def test_a_run_from_the_command_line(tmp_path):

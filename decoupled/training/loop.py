@@ -6,7 +6,6 @@ from importlib import metadata
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import decoupled
@@ -67,7 +66,7 @@ def train_and_evaluate(job: Job, workdir: Workdir) -> dict[str, Any]:
         return learner.init(key, job.preprocess.evaluate(images), labels)
 
     state = jax.jit(init)(init_key, *first)
-    inputs = jax.eval_shape(job.preprocess.evaluate, jnp.asarray(first[0]))
+    inputs = jax.eval_shape(job.preprocess.evaluate, first[0])
     modules = describe_modules(learner, state, inputs)
 
     # Compiled ahead: the first step costs no more than others, and no later one can retrace.

@@ -25,7 +25,9 @@ class Monitor:
         self._boundaries = boundaries
         self._latest: dict[str, list[float | None]] = {"SG loss": [], "R2": [], "cosine": []}
 
-    def training(self, step: int, epoch: float, totals: Totals, steps: int, examples_per_second: float):
+    def training(
+        self, step: int, epoch: float, totals: Totals, steps: int, examples_per_second: float
+    ) -> None:
         """Reports the last `steps` steps."""
         record = _means(totals, steps)
         self._check_finite(step, record["loss"], record["sg_loss"])
@@ -36,11 +38,10 @@ class Monitor:
 
     def alignment(self, step: int, cosines: Sequence[float]) -> None:
         """Reports the cosine of estimated and true gradient at every boundary."""
-        values = [float(cosine) for cosine in cosines]
+        values: list[float | None] = [round(float(cosine), 6) for cosine in cosines]
         self._check_finite(step, 0.0, values)
-        values = [round(value, 6) for value in values]
         self._workdir.log("alignment", step, {"cosine": values})
-        self._latest["cosine"] = list(values)
+        self._latest["cosine"] = values
 
     def evaluation(self, kind: str, step: int, epoch: int, result: dict[str, float]) -> None:
         """Reports accuracy and loss on the "validation" or "test" split."""

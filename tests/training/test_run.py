@@ -179,9 +179,9 @@ def test_options_reach_the_learner():
     steps = 4
     decayed = build(config(epochs=1, batch_size=300, **{"optimizer.weight_decay": 0.5}))
     kernels = [state.modules[0].params["Dense_0"]["kernel"]]
+    update = jax.jit(decayed.learner.update_module[0])
+    zero = jax.tree.map(jax.numpy.zeros_like, state.estimators[0].params)
     for _ in range(steps):
-        update = jax.jit(decayed.learner.update_module[0])
-        zero = jax.tree.map(jax.numpy.zeros_like, state.estimators[0].params)
         step = update(state.modules[0], zero, x, labels, jax.random.key(0))
         state = state._replace(modules=(step.module, *state.modules[1:]))
         kernels.append(step.module.params["Dense_0"]["kernel"])
