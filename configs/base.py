@@ -26,14 +26,19 @@ def get_config() -> ConfigDict:
     # Where to cut it: all, none, or after chosen layers, like 0,2,5.
     config.boundaries = "all"
 
-    # What stands in for the gradient at a boundary: backprop (the true gradient: the baseline),
-    # linear, loss_shaped, mlp, convolutional or recursive_least_squares.
+    # What stands in for the gradient at a boundary: one of the files in decoupled/estimators, which
+    # describe them. backprop (the true gradient) is the baseline. A section below, called like the
+    # estimator, holds its options.
     config.estimator = ConfigDict()
     config.estimator.name = "loss_shaped"
     config.estimator.conditioned = True  # whether it sees the labels beside h
     config.estimator.mlp = ConfigDict({"hidden": (256,)})
     config.estimator.convolutional = ConfigDict({"features": (), "kernel_size": 3})
     config.estimator.recursive_least_squares = ConfigDict({"decay": 0.97, "ridge": 1e-3, "solve_every": 1})
+    config.estimator.bp_lambda = ConfigDict({"estimator": "loss_shaped", "lam": 0.5})
+    config.estimator.local_loss = ConfigDict({"hidden": (128,)})
+    config.estimator.similarity = ConfigDict({"weight": 0.99, "width": 128})
+    config.estimator.noise = ConfigDict({"scale": 1.0})
 
     # Adam, with one state a module and one an estimator. schedule: constant or cosine (to zero).
     config.optimizer = ConfigDict()

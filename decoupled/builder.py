@@ -3,6 +3,7 @@
 Every field is described, with its default, in configs/base.py.
 """
 
+import inspect
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -64,7 +65,7 @@ def build(config: ml_collections.ConfigDict) -> Job:
         learner=learner,
         description={
             "method": estimator.name if synthetic else "backprop",
-            "conditioned": synthetic and config.estimator.conditioned,
+            "conditioned": synthetic and estimator.sees_y,
             "model": config.model.name,
             "update_probability": config.update_probability,
             "validation_examples": config.validation_examples,
@@ -108,6 +109,8 @@ def _check(config: ml_collections.ConfigDict) -> None:
         "estimator.mlp.hidden",
         "estimator.convolutional.features",
         "estimator.convolutional.kernel_size",
+        "estimator.local_loss.hidden",
+        "estimator.similarity.width",
     )
     not_negative = (
         "crop_padding",
@@ -116,6 +119,7 @@ def _check(config: ml_collections.ConfigDict) -> None:
         "optimizer.learning_rate",
         "optimizer.weight_decay",
         "estimator_optimizer.learning_rate",
+        "estimator.noise.scale",
     )
     for field in counts:
         _check_range(config, field, 1, math.inf, whole=True)
@@ -155,7 +159,7 @@ def _dataset(config: ml_collections.ConfigDict) -> Dataset:
 def _network(config: ml_collections.ConfigDict, num_classes: int) -> tuple[list[Module], Estimator]:
     layers = _layers(config.model, num_classes)
     boundaries = parse_boundaries(config.boundaries, len(layers))
-    return cut(layers, boundaries), _estimator(config.estimator, num_classes)
+    return cut(layers, boundaries), _estimator(config.estimator, num_classes, config.estimator.name)
 
 
 def _layers(config: ml_collections.ConfigDict, num_classes: int) -> list[Module]:
@@ -181,21 +185,34 @@ def _layers(config: ml_collections.ConfigDict, num_classes: int) -> list[Module]
     return _choose("model.name", config.name, makers)()
 
 
-def _estimator(config: ml_collections.ConfigDict, num_classes: int) -> Estimator:
+def methods() -> dict[str, Callable[..., Estimator]]:
+    """Every estimator of the package that a config can name: those whose arguments it can fill in."""
+    makers = {name: maker for name, maker in vars(estimators).items() if callable(maker)}
+    return {name: maker for name, maker in makers.items() if _is_method(maker)}
+
+
+def _is_method(maker: Callable) -> bool:
+    signature = inspect.signature(maker)
+    known = {"num_outputs", "num_classes", "context", "estimator"}
+    required = {p.name for p in signature.parameters.values() if p.default is p.empty}
+    return signature.return_annotation is Estimator and required <= known
+
+
+def make_estimator(name: str, num_classes: int, context: Context, **options: Any) -> Estimator:
+    """The estimator called `name`, told of the classes and the context if it asks for them."""
+    maker = _choose("estimator.name", name, methods())
+    given = {"num_outputs": num_classes, "num_classes": num_classes, "context": context}
+    asked = inspect.signature(maker).parameters
+    return maker(**{field: value for field, value in given.items() if field in asked}, **options)
+
+
+def _estimator(config: ml_collections.ConfigDict, num_classes: int, name: str) -> Estimator:
+    """An estimator with the options of the config's section of its name."""
     context: Context = estimators.one_hot(num_classes) if config.conditioned else None
-    makers: dict[str, Callable[[], Estimator]] = {
-        "backprop": estimators.backprop,
-        "linear": lambda: estimators.linear(context),
-        "loss_shaped": lambda: estimators.loss_shaped(num_classes, context),
-        "mlp": lambda: estimators.mlp(config.mlp.hidden, context),
-        "convolutional": lambda: estimators.convolutional(
-            config.convolutional.features, config.convolutional.kernel_size, context
-        ),
-        "recursive_least_squares": lambda: estimators.recursive_least_squares(
-            context, **config.recursive_least_squares
-        ),
-    }
-    return _choose("estimator.name", config.name, makers)()
+    options = dict(config[name]) if name in config else {}
+    if "estimator" in options:
+        options["estimator"] = _estimator(config, num_classes, options["estimator"])
+    return make_estimator(name, num_classes, context, **options)
 
 
 def _learning_rate(config: ml_collections.ConfigDict, field: str, steps: float) -> Any:

@@ -9,13 +9,14 @@ error leaves it waiting until that arrives. Backprop is the chain in which every
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
 
+from decoupled.checks import checked_estimate, naming
 from decoupled.errors import UsageError
 from decoupled.estimators.synthetic_gradient import power
+from decoupled.losses import output_error
 from decoupled.modules import init_chain, like_output
 from decoupled.state import (
     BoundaryMetrics,
@@ -40,7 +41,7 @@ class Learner(NamedTuple):
         `signal` is what that boundary's estimator reads beyond (h, y). It always updates: when to call
         it is the caller's choice, whatever `update_probability` says of the fused step.
       update_estimator: one function a boundary, (estimator_state, h, y, target)
-        -> (estimator_state, BoundaryMetrics | None).
+        -> (estimator_state, BoundaryMetrics | None). One with a loss of its own ignores `target`.
       modules, estimators, loss: as given.
     """
 
@@ -88,10 +89,11 @@ def make_learner(
     def mean(tree: PyTree) -> PyTree:
         return _mean_over(axis_name, tree)
 
+    def where(i: int) -> str:
+        return f"boundary {i} (after {modules[i].name})"
+
     def estimate(i: int, est_params: PyTree, h: Array, y: Array, signal: Array | None) -> Array:
-        grad_h_hat = estimators[i].estimate(est_params, h, y, signal)
-        chex.assert_equal_shape([grad_h_hat, h])
-        return grad_h_hat.astype(h.dtype)
+        return checked_estimate(where(i), estimators[i], est_params, h, y, signal)
 
     def forward(i: int, module: ModuleState, h: Array, key: Key):
         """Runs module i; returns h_out, its new mutable state and the pullback of its output.
@@ -121,22 +123,18 @@ def make_learner(
         params = optax.apply_updates(module.params, updates)
         return ModuleState(params, mean(new_state), opt_state), *(grad_h_in or [None])
 
-    def output_error(output: Array, y: Array) -> tuple[Array, Array]:
-        losses, pullback = jax.vjp(lambda out: loss(out, y), output)
-        chex.assert_shape(losses, (output.shape[0],))
-        return losses, pullback(jnp.ones_like(losses))[0]
-
     def fit(i: int, estimator: EstimatorState, h: Array, y: Array, target: Array):
         """Moves the estimator of boundary i towards `target`."""
         spec = estimators[i]
         if spec.training_gradient is None:
             return estimator, None
         est_params = _vary_over(axis_name, estimator.params)
-        sg_loss, gradient = mean(spec.training_gradient(est_params, h, y, target))
+        fit_loss, gradient = mean(spec.training_gradient(est_params, h, y, target))
         tx = spec.optimizer or estimator_optimizer
         updates, opt_state = tx.update(gradient, estimator.opt_state, estimator.params)
         params = optax.apply_updates(estimator.params, updates)
-        return EstimatorState(params, opt_state), BoundaryMetrics(sg_loss, mean(power(target)))
+        target_power = None if spec.own_loss else mean(power(target))
+        return EstimatorState(params, opt_state), BoundaryMetrics(fit_loss, target_power)
 
     def init(key: Key, x: Array, y: Array) -> LearnerState:
         module_key, estimator_key = jax.random.split(key)
@@ -148,8 +146,10 @@ def make_learner(
             module_states.append(ModuleState(*variables[i], opt_state))
             h = like_output(module, variables[i], h)
             if i < last:
-                est_params = estimators[i].init(jax.random.fold_in(estimator_key, i), h, y)
-                tx = estimators[i].optimizer or estimator_optimizer
+                with naming(where(i)):
+                    est_params = estimators[i].init(jax.random.fold_in(estimator_key, i), h, y)
+                trained = estimators[i].training_gradient is not None
+                tx = (estimators[i].optimizer or estimator_optimizer) if trained else optax.identity()
                 estimator_states.append(EstimatorState(est_params, tx.init(est_params)))
         return LearnerState(jnp.zeros((), jnp.int32), tuple(module_states), tuple(estimator_states))
 
@@ -187,7 +187,7 @@ def make_learner(
             pullbacks.append(pullback)
             if i < last and estimators[i].reads is Reads.NOTHING:
                 settle(i, estimate(i, state.estimators[i].params, h, y, None))
-        losses, error = output_error(h, y)
+        losses, error = output_error(loss, h, y)
         settle(last, error)
         for i in reversed(range(last)):
             if estimators[i].reads is Reads.ERROR:
@@ -215,7 +215,7 @@ def make_learner(
             h_out, new_state, pullback = forward(i, module, h_in, key)
             losses = None
             if i == last:
-                losses, grad_h_out = output_error(h_out, y)
+                losses, grad_h_out = output_error(loss, h_out, y)
             else:
                 grad_h_out = estimate(i, est_params, h_out, y, signal)
             new, grad_h_in = backward(module, new_state, pullback, grad_h_out, h_in.shape[0])

@@ -1,10 +1,11 @@
 """Losses per example: (output, y) -> (batch,). Their mean over a batch is what training minimises."""
 
 import chex
+import jax
 import jax.numpy as jnp
 import optax
 
-from decoupled.types import Array
+from decoupled.types import Array, Loss
 
 
 def softmax_cross_entropy(logits: Array, labels: Array) -> Array:
@@ -34,3 +35,19 @@ def squared_error(output: Array, targets: Array) -> Array:
     """
     chex.assert_equal_shape([output, targets])
     return 0.5 * jnp.sum(jnp.square(output - targets), axis=tuple(range(1, output.ndim)))
+
+
+def output_error(loss: Loss, output: Array, y: Array) -> tuple[Array, Array]:
+    """The losses, and the gradient that starts every backward pass: dL/d(output) of each example.
+
+    Args:
+      loss: (output, y) -> (batch,).
+      output: of the network, (batch, ...).
+      y: what the loss compares it with, (batch, ...).
+
+    Returns:
+      losses, (batch,), and error, shape of `output`.
+    """
+    losses, pullback = jax.vjp(lambda out: loss(out, y), output)
+    chex.assert_shape(losses, (output.shape[0],))
+    return losses, pullback(jnp.ones_like(losses))[0]

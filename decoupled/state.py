@@ -31,13 +31,16 @@ class LearnerState(NamedTuple):
 
 
 class BoundaryMetrics(NamedTuple):
-    """How well one estimator fits its target; both are sums over features, means over examples.
+    """How well one estimator does.
 
-    R^2 against the zero predictor is 1 - sg_loss / target_power.
+    Attributes:
+      loss: what it descends, mean over examples: the SG loss, or a loss of its own.
+      target_power: squared length of the target, mean over examples; None where it has a loss of its
+        own. R^2 of an SG against the zero predictor is 1 - loss / target_power.
     """
 
-    sg_loss: Array
-    target_power: Array
+    loss: Array
+    target_power: Array | None
 
 
 class Metrics(NamedTuple):

@@ -53,16 +53,40 @@ class Module(NamedTuple):
     apply: Callable[[PyTree, PyTree, Array, Key, bool], tuple[Array, PyTree]]
 
 
-class Reads(enum.Enum):
-    """What an estimator reads beyond (h, y); a module's locks (J16, section 1) follow from it."""
+class Locks(NamedTuple):
+    """What a module must wait for before it can be updated (J16, section 1), as derived from `Reads`.
 
-    NOTHING = "nothing"  # update-unlocked: the module updates as soon as it has run forward
+    Attributes:
+      forward: its input, from the modules below it.
+      update: the forward pass of the modules above it.
+      backward: their backward pass too.
+    """
+
+    forward: bool
+    update: bool
+    backward: bool
+
+
+class Reads(enum.Enum):
+    """What an estimator reads beyond (h, y); a module's locks follow from it."""
+
+    NOTHING = "nothing"  # the module updates as soon as it has run forward
     ERROR = "error"  # the network's output error, dL/d(output): waits for the forward pass to end
-    INCOMING = "incoming"  # the gradient from the module above: backward-locked
+    INCOMING = "incoming"  # the gradient from the module above: waits for the backward pass
 
     def choose(self, error: Array | None, incoming: Array | None) -> Array | None:
         """The signal an estimator with these needs is given."""
         return {Reads.NOTHING: None, Reads.ERROR: error, Reads.INCOMING: incoming}[self]
+
+    @property
+    def locks(self) -> Locks:
+        """Of a module below a boundary whose estimator reads this."""
+        return Locks(forward=True, update=self is not Reads.NOTHING, backward=self is Reads.INCOMING)
+
+    @property
+    def direct_error(self) -> bool:
+        """Whether the output error comes straight to the boundary."""
+        return self is Reads.ERROR
 
 
 class Estimator(NamedTuple):
@@ -73,12 +97,16 @@ class Estimator(NamedTuple):
       init: (key, h, y) -> est_params.
       estimate: (est_params, h, y, signal) -> grad_h_hat, shape of h. `signal` is what `reads` names:
         None, the output error (batch, ...) or the incoming gradient (shape of h).
-      training_gradient: (est_params, h, y, target) -> (sg_loss, est_gradient), or None where nothing
-        is trained. `sg_loss` is a scalar, summed over features and averaged over examples;
-        `est_gradient` has the structure of est_params and holds only means over examples, so that
-        it may be averaged over devices whatever it means to the optimizer.
+      training_gradient: (est_params, h, y, target) -> (loss, est_gradient), or None where nothing is
+        trained. `loss` is a scalar, the mean over examples of what is descended; `est_gradient` has
+        the structure of est_params and holds only means over examples, so that it may be averaged
+        over devices whatever it means to the optimizer.
       reads: what `estimate` needs beyond (h, y).
       optimizer: turns est_gradient into an update; None leaves the choice to the user.
+      form: of the estimate, as a formula for tables.
+      sees_y: False where neither estimating nor training looks at y, which may then be None.
+      own_loss: True where `training_gradient` descends a loss of its own and ignores `target`;
+        False where it descends the SG loss.
     """
 
     name: str
@@ -87,3 +115,6 @@ class Estimator(NamedTuple):
     training_gradient: Callable[[PyTree, Array, Array, Array], tuple[Array, PyTree]] | None
     reads: Reads = Reads.NOTHING
     optimizer: optax.GradientTransformation | None = None
+    form: str = ""
+    sees_y: bool = True
+    own_loss: bool = False

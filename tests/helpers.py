@@ -7,6 +7,7 @@ import optax
 
 import decoupled
 from decoupled import estimators
+from decoupled.builder import make_estimator, methods
 
 CLASSES = 3
 
@@ -59,31 +60,33 @@ def noisy(state, seed=1, scale=0.3):
     rng = np.random.default_rng(seed)
 
     def move(leaf):
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            return leaf
         return leaf + scale * rng.normal(size=leaf.shape).astype(leaf.dtype)
 
     moved = [e._replace(params=jax.tree.map(move, e.params)) for e in state.estimators]
     return state._replace(estimators=tuple(moved))
 
 
-def synthetic_gradients():
-    """Every trained estimator for flat activations, conditioned on labels."""
+def every_method():
+    """Every estimator that a config can name, for flat activations, conditioned where it can be."""
     context = estimators.one_hot(CLASSES)
+    options = {"mlp": {"hidden": (6,)}, "bp_lambda": {"estimator": estimators.linear(context)}}
     return {
-        "linear": estimators.linear(context),
-        "loss_shaped": estimators.loss_shaped(CLASSES, context),
-        "mlp": estimators.mlp((6,), context),
-        "recursive_least_squares": estimators.recursive_least_squares(context),
+        name: make_estimator(name, CLASSES, context, **options.get(name, {}))
+        for name in methods()
+        if name != "convolutional"
     }
 
 
-def output_error_estimator():
-    """Direct Feedback Alignment in its simplest form: reads the error, sends it through a matrix."""
-    rng = np.random.default_rng(5)
+def synthetic_gradients():
+    """Those of them that are fitted to the gradient from above, and read nothing else."""
+    return {
+        name: estimator
+        for name, estimator in every_method().items()
+        if estimator.reads is decoupled.Reads.NOTHING and is_fitted(estimator)
+    }
 
-    def init(key, h, y):
-        return {"B": jnp.asarray(rng.normal(size=(CLASSES, h.shape[1])), jnp.float32)}
 
-    def estimate(est_params, h, y, signal):
-        return signal @ est_params["B"]
-
-    return decoupled.Estimator("direct", init, estimate, None, decoupled.Reads.ERROR)
+def is_fitted(estimator):
+    return estimator.training_gradient is not None and not estimator.own_loss

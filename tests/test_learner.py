@@ -12,7 +12,11 @@ from decoupled import estimators
 from tests import helpers
 
 KEY = jax.random.key(7)
+METHODS = helpers.every_method()
 SYNTHETIC = helpers.synthetic_gradients()
+FROM_ZERO = {name: METHODS[name] for name in (*SYNTHETIC, "probe", "local_loss")}
+UNLOCKED = [name for name, e in METHODS.items() if e.reads is decoupled.Reads.NOTHING]
+TRAINED = {name: e for name, e in METHODS.items() if e.training_gradient is not None}
 
 
 def start(modules, estimator, x, y, **options):
@@ -41,10 +45,10 @@ def test_one_module_alone_is_backprop():
     chex.assert_trees_all_close(helpers.steps_taken(state, new), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", SYNTHETIC)
+@pytest.mark.parametrize("name", FROM_ZERO)
 def test_zero_estimates_leave_everything_below_untouched(name):
     x, y = helpers.batch()
-    learner = helpers.make_learner(helpers.mlp_modules(), SYNTHETIC[name])
+    learner = helpers.make_learner(helpers.mlp_modules(), FROM_ZERO[name])
     state = jax.jit(learner.init)(jax.random.key(0), x, y)
     new, _ = jax.jit(learner.update)(state, x, y, KEY)
     chex.assert_trees_all_equal(new.modules[:-1], state.modules[:-1])
@@ -52,12 +56,12 @@ def test_zero_estimates_leave_everything_below_untouched(name):
     chex.assert_trees_all_close(helpers.steps_taken(state, new)[-1], expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", SYNTHETIC)
+@pytest.mark.parametrize("name", TRAINED)
 def test_fitting_estimators_moves_no_module(name):
     x, y = helpers.batch()
     results = []
     for est_rate in (0.0, 100.0):
-        learner, state = start(helpers.mlp_modules(), SYNTHETIC[name], x, y, est_rate=est_rate)
+        learner, state = start(helpers.mlp_modules(), TRAINED[name], x, y, est_rate=est_rate)
         results.append(jax.jit(learner.update)(state, x, y, KEY)[0])
     chex.assert_trees_all_equal(results[0].modules, results[1].modules)
     # The fit itself took place.
@@ -65,6 +69,19 @@ def test_fitting_estimators_moves_no_module(name):
         lambda a, b: bool((a != b).any()), results[1].estimators[0].params, state.estimators[0].params
     )
     assert all(jax.tree.leaves(moved))
+
+
+@pytest.mark.parametrize("name", sorted(METHODS.keys() - TRAINED.keys()))
+def test_fixed_estimators_stay_bit_for_bit_and_cost_no_optimizer_state(name):
+    x, y = helpers.batch()
+    adam = optax.adam(0.1)
+    loss = decoupled.losses.softmax_cross_entropy
+    learner = decoupled.make_learner(helpers.mlp_modules(), [METHODS[name]] * 2, loss, adam, adam)
+    state = jax.jit(learner.init)(KEY, x, y)
+    new, metrics = jax.jit(learner.update)(state, x, y, KEY)
+    chex.assert_trees_all_equal(new.estimators, state.estimators)
+    assert metrics.boundaries == (None, None)
+    assert not jax.tree.leaves([e.opt_state for e in state.estimators])
 
 
 def test_estimate_and_fit_by_hand():
@@ -96,7 +113,7 @@ def test_estimate_and_fit_by_hand():
     np.testing.assert_allclose(fitted["B"], B - 0.5 * 2 * labels.T @ residual / 8, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(fitted["c"], c - 0.5 * 2 * residual.sum(0) / 8, rtol=1e-4, atol=1e-4)
     boundary = metrics.boundaries[0]
-    assert boundary.sg_loss == pytest.approx((residual**2).sum(1).mean(), rel=1e-4)
+    assert boundary.loss == pytest.approx((residual**2).sum(1).mean(), rel=1e-4)
     assert boundary.target_power == pytest.approx((target**2).sum(1).mean(), rel=1e-4)
 
 
@@ -104,11 +121,11 @@ def matmul(params, h):
     return h @ params["w"]
 
 
-@pytest.mark.parametrize("name", [*SYNTHETIC, "backprop"])
+# Noise hangs on every bit of an activation, and these may differ with the batch size.
+@pytest.mark.parametrize("name", sorted(METHODS.keys() - {"noise"}))
 def test_nothing_depends_on_the_batch_size(name):
     x, y = helpers.batch()
-    estimator = SYNTHETIC.get(name, estimators.backprop())
-    learner, state = start(helpers.mlp_modules(), estimator, x, y, est_rate=0.1)
+    learner, state = start(helpers.mlp_modules(), METHODS[name], x, y, est_rate=0.1)
     once, metrics_once = jax.jit(learner.update)(state, x, y, KEY)
     twice, metrics_twice = jax.jit(learner.update)(state, jnp.tile(x, (3, 1)), jnp.tile(y, 3), KEY)
     chex.assert_trees_all_close(once, twice, rtol=1e-4, atol=1e-5)
@@ -146,7 +163,7 @@ def test_linear_estimator_learns_the_gradient_of_a_linear_network():
     state = jax.jit(learner.init)(KEY, x, y)
     for _ in range(5):
         state, metrics = jax.jit(learner.update)(state, x, y, KEY)
-    assert metrics.boundaries[0].sg_loss < 1e-8 * metrics.boundaries[0].target_power
+    assert metrics.boundaries[0].loss < 1e-8 * metrics.boundaries[0].target_power
 
 
 def test_a_module_that_sits_out_stays_bit_for_bit():
@@ -187,35 +204,9 @@ def test_modules_update_independently_and_as_often_as_asked():
     assert abs(np.corrcoef(pattern.T)[0, 1]) < 0.2
 
 
-@pytest.mark.parametrize("name", [*SYNTHETIC, "backprop", "error"])
-def test_only_a_locked_module_feels_what_is_downstream(name):
-    x, y = helpers.batch()
-    learner, state = start(helpers.mlp_modules(), all_estimators()[name], x, y)
-    update = jax.jit(learner.update)
-    plain, _ = update(state, x, y, KEY)
-    for perturbed_from in (1, 2):  # All of this module and of what comes after it.
-        moved = [
-            m._replace(params=jax.tree.map(lambda w: w + 0.5, m.params)) if i >= perturbed_from else m
-            for i, m in enumerate(state.modules)
-        ]
-        estimators_moved = helpers.noisy(state, seed=9).estimators
-        above = (*state.estimators[:perturbed_from], *estimators_moved[perturbed_from:])
-        perturbed, _ = update(state._replace(modules=tuple(moved), estimators=above), x, y, KEY)
-        for i in range(perturbed_from):
-            same = jax.tree.map(
-                lambda a, b: bool((a == b).all()), plain.modules[i].params, perturbed.modules[i].params
-            )
-            assert all(jax.tree.leaves(same)) == (name in SYNTHETIC)
-
-
-def all_estimators():
-    locked = {"backprop": estimators.backprop(), "error": helpers.output_error_estimator()}
-    return {**SYNTHETIC, **locked}
-
-
 def test_error_estimators_get_the_output_error():
     x, y = helpers.batch()
-    learner, state = start(helpers.mlp_modules(), helpers.output_error_estimator(), x, y)
+    learner, state = start(helpers.mlp_modules(), METHODS["direct_feedback_alignment"], x, y)
     new, _ = jax.jit(learner.update)(state, x, y, KEY)
     logits = learner.predict(state, x)
     error = jax.nn.softmax(logits) - jax.nn.one_hot(y, helpers.CLASSES)
@@ -257,10 +248,10 @@ def test_a_locked_boundary_below_an_unlocked_one_gets_its_estimate():
     chex.assert_trees_all_close(helpers.steps_taken(state, new), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", SYNTHETIC)
+@pytest.mark.parametrize("name", UNLOCKED)
 def test_updating_modules_one_by_one_equals_the_fused_step(name):
     x, y = helpers.batch()
-    learner, state = start(helpers.mlp_modules(norm="batch", dropout=0.3), SYNTHETIC[name], x, y)
+    learner, state = start(helpers.mlp_modules(norm="batch", dropout=0.3), METHODS[name], x, y)
     fused, _ = jax.jit(learner.update)(state, x, y, KEY)
     h = x
     for i in range(3):
@@ -278,7 +269,7 @@ def test_updating_modules_one_by_one_equals_the_fused_step(name):
 def test_a_mixed_chain_one_by_one_equals_the_fused_step():
     """Boundaries that read the error, nothing, and the incoming gradient, each given its own signal."""
     x, y = helpers.batch()
-    spec = [helpers.output_error_estimator(), SYNTHETIC["linear"], estimators.backprop()]
+    spec = [METHODS["direct_feedback_alignment"], SYNTHETIC["linear"], estimators.backprop()]
     sgd = optax.sgd(1.0)
     loss = decoupled.losses.softmax_cross_entropy
     learner = decoupled.make_learner(helpers.mlp_modules(depth=3), spec, loss, sgd, sgd)
@@ -312,7 +303,7 @@ def test_memory_grows_far_less_with_depth_than_under_backprop():
         return compiled.memory_analysis().temp_size_in_bytes
 
     growth = {
-        name: temporary_bytes(24, all_estimators()[name]) - temporary_bytes(6, all_estimators()[name])
+        name: temporary_bytes(24, METHODS[name]) - temporary_bytes(6, METHODS[name])
         for name in ("loss_shaped", "backprop")
     }
     assert growth["backprop"] > 18 * x.size * 4  # 18 more layers' activations, at least

@@ -15,4 +15,4 @@ def backprop() -> Estimator:
         assert signal is not None
         return signal
 
-    return Estimator("backprop", init, estimate, None, Reads.INCOMING)
+    return Estimator("backprop", init, estimate, None, Reads.INCOMING, form="dL/dh", sees_y=False)

@@ -34,4 +34,6 @@ def linear(context: Context = None) -> Estimator:
             out += context(y) @ est_params["B"]
         return out.reshape(h.shape)
 
-    return Estimator("linear", init, estimate, by_gradient(estimate))
+    form = "hA + c" if context is None else "hA + yB + c"
+    train = by_gradient(estimate)
+    return Estimator("linear", init, estimate, train, form=form, sees_y=context is not None)

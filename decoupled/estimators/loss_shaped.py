@@ -43,4 +43,6 @@ def loss_shaped(num_classes: int, context: Context = None) -> Estimator:
             out = (prediction - context(y)) @ est_params["V"]
         return out.reshape(h.shape)
 
-    return Estimator("loss_shaped", init, estimate, by_gradient(estimate))
+    form = "softmax(hW' + b)V + c" if context is None else "(softmax(hW' + b) - y)V"
+    train = by_gradient(estimate)
+    return Estimator("loss_shaped", init, estimate, train, form=form, sees_y=context is not None)

@@ -9,7 +9,9 @@ SG loss  sum_s decay^(t-s) |x_s K - target_s|^2  has, with a ridge, the minimise
 Solved at every step this is recursive least squares (e.g. Ljung 1999, section 11.2), in a form that cannot
 diverge: whatever the network does, K_t is the exact fit to what was lately seen. It takes the optax seam
 as follows. `training_gradient` hands over the batch means of x'x and x' target, which may be averaged over
-devices; the optimizer moves the running averages, which live in est_params beside K, and solves.
+devices; the optimizer moves the running averages, which live in est_params beside K, and solves. For K it
+hands over the gradient of the SG loss: the solver has no use for it, and a compiler then drops it, but any
+other optimizer would still fit K with it, though by descent.
 """
 
 from typing import Any
@@ -64,15 +66,23 @@ def recursive_least_squares(
 
     def training_gradient(est_params: PyTree, h: Array, y: Array, target: Array) -> tuple[Array, PyTree]:
         x, target = features_of(h, y), at_least_float32(flatten(target))
-        moments = {
-            "K": jnp.zeros_like(est_params["K"]),  # K is solved for, not descended to.
+        estimate = x @ est_params["K"]
+        gradient = {
+            "K": 2 * x.T @ (estimate - target) / h.shape[0],
             "gram": x.T @ x / h.shape[0],
             "cross": x.T @ target / h.shape[0],
         }
-        return sg_loss(x @ est_params["K"], target), moments
+        return sg_loss(estimate, target), gradient
 
-    optimizer = _solver(decay, ridge, solve_every)
-    return Estimator("recursive_least_squares", init, estimate, training_gradient, optimizer=optimizer)
+    return Estimator(
+        "recursive_least_squares",
+        init,
+        estimate,
+        training_gradient,
+        optimizer=_solver(decay, ridge, solve_every),
+        form="(h, 1)K" if context is None else "(h, y, 1)K",
+        sees_y=context is not None,
+    )
 
 
 def _solver(decay: float, ridge: float, solve_every: int) -> optax.GradientTransformation:

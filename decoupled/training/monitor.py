@@ -13,7 +13,7 @@ from decoupled.training.workdir import Workdir
 class Monitor:
     """Logs a run to its workdir and shows it to whoever watches.
 
-    Every report raises TrainingError where a loss, an SG loss or a cosine in it is not finite.
+    Every report raises TrainingError where a loss, an estimator's loss or a cosine in it is not finite.
 
     Args:
       boundaries: the name of the module below each boundary.
@@ -23,17 +23,17 @@ class Monitor:
         self._workdir = workdir
         self._progress = progress
         self._boundaries = boundaries
-        self._latest: dict[str, list[float | None]] = {"SG loss": [], "R2": [], "cosine": []}
+        self._latest: dict[str, list[float | None]] = {"estimator loss": [], "R2": [], "cosine": []}
 
     def training(
         self, step: int, epoch: float, totals: Totals, steps: int, examples_per_second: float
     ) -> None:
         """Reports the last `steps` steps."""
         record = _means(totals, steps)
-        self._check_finite(step, record["loss"], record["sg_loss"])
+        self._check_finite(step, record["loss"], record["estimator_loss"])
         record["examples_per_second"] = examples_per_second
         self._workdir.log("train", step, {"epoch": epoch, **record})
-        self._latest |= {"SG loss": record["sg_loss"], "R2": record["r2"]}
+        self._latest |= {"estimator loss": record["estimator_loss"], "R2": record["r2"]}
         self._progress.show(step, _headline(record))
 
     def alignment(self, step: int, cosines: Sequence[float]) -> None:
@@ -63,7 +63,7 @@ class Monitor:
     def _check_finite(self, step: int, loss: float, per_boundary: Sequence[float | None]) -> None:
         bad = [] if math.isfinite(loss) else ["the loss"]
         bad += [
-            f"the synthetic gradient after {name}"
+            f"the estimator after {name}"
             for name, value in zip(self._boundaries, per_boundary, strict=True)
             if value is not None and not math.isfinite(value)
         ]
@@ -80,9 +80,10 @@ def _means(totals: Totals, steps: int) -> dict[str, Any]:
     return {
         "loss": float(totals.loss) / steps,
         "accuracy": float(totals.accuracy) / steps,
-        "sg_loss": [None if b is None else float(b.sg_loss) / steps for b in boundaries],
+        "estimator_loss": [None if b is None else float(b.loss) / steps for b in boundaries],
+        # None where there is no target, or none but zeros.
         "r2": [
-            None if b is None or b.target_power == 0 else 1 - float(b.sg_loss) / float(b.target_power)
+            1 - float(b.loss) / float(b.target_power) if b is not None and b.target_power else None
             for b in boundaries
         ],
     }

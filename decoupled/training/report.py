@@ -63,7 +63,7 @@ def _boundary_figures(metrics: list[dict[str, Any]], names: list[str]) -> list[s
     """Curves per boundary, of what there is to show."""
     figures = []
     for kind, name, title, label in (
-        ("train", "sg_loss", "SG loss", "squared error per example"),
+        ("train", "estimator_loss", "Loss of the estimator", "per example"),
         ("train", "r2", "R² of the SG against the zero predictor", "R²"),
         ("alignment", "cosine", "Alignment of estimated and true gradient", "cosine"),
     ):
@@ -77,7 +77,7 @@ def _boundary_figures(metrics: list[dict[str, Any]], names: list[str]) -> list[s
                 curves[f"after {module}"] = (list(steps), list(values))
         if curves:
             low = -1.0 if name == "r2" else None
-            figures.append(_figure(title, label, curves, log=name == "sg_loss", low=low))
+            figures.append(_figure(title, label, curves, log=name == "estimator_loss", low=low))
     return figures
 
 

@@ -35,7 +35,8 @@ def no_totals(learner: Learner) -> Totals:
         return jnp.zeros((), jnp.float32)
 
     boundaries = tuple(
-        None if e.training_gradient is None else BoundaryMetrics(zero(), zero()) for e in learner.estimators
+        None if e.training_gradient is None else BoundaryMetrics(zero(), None if e.own_loss else zero())
+        for e in learner.estimators
     )
     return Totals(zero(), zero(), boundaries)
 

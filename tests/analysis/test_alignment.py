@@ -15,8 +15,8 @@ KEY = jax.random.key(2)
 @pytest.mark.parametrize("name", ["linear", "backprop", "error"])
 def test_boundary_gradients(name):
     x, y = helpers.batch()
-    synthetic = helpers.synthetic_gradients()["linear"]
-    direct = helpers.output_error_estimator()
+    synthetic = helpers.every_method()["linear"]
+    direct = estimators.direct_feedback_alignment(helpers.CLASSES)
     estimator = {"linear": synthetic, "backprop": estimators.backprop(), "error": direct}[name]
     learner = helpers.make_learner(helpers.mlp_modules(norm="batch", dropout=0.2), estimator)
     state = helpers.noisy(jax.jit(learner.init)(jax.random.key(0), x, y))

@@ -70,9 +70,9 @@ def test_monitor_shows_every_boundary(monkeypatch, tmp_path):
         monitor.boundaries()
         with pytest.raises(TrainingError, match="not finite at step 5: the loss: lower"):
             monitor.evaluation("test", 5, 1, {"accuracy": 0.1, "loss": float("nan")})
-        with pytest.raises(TrainingError, match="the synthetic gradient after second"):
+        with pytest.raises(TrainingError, match="the estimator after second"):
             monitor.alignment(5, [0.5, float("nan")])
-    assert lines[-1] == "boundaries first to last: SG loss 0.25; R2 0.75; cosine 0.25 1"
+    assert lines[-1] == "boundaries first to last: estimator loss 0.25; R2 0.75; cosine 0.25 1"
     train, alignment = read_metrics(tmp_path / "run")
     assert train == {
         "kind": "train",
@@ -80,7 +80,7 @@ def test_monitor_shows_every_boundary(monkeypatch, tmp_path):
         "epoch": 0.5,
         "loss": 1.5,
         "accuracy": 0.25,
-        "sg_loss": [0.25, None],
+        "estimator_loss": [0.25, None],
         "r2": [0.75, None],
         "examples_per_second": 10.0,
     }

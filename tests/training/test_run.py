@@ -64,7 +64,7 @@ def test_metrics_tell_the_run_boundary_by_boundary(finished):
     assert train[-1]["loss"] < 0.5 * train[0]["loss"] < 1.5
     assert all(0 <= line["accuracy"] <= 1 for line in train)
     assert all(0.2 < r2 <= 1 for r2 in train[-1]["r2"])
-    assert len(train[-1]["sg_loss"]) == 3
+    assert len(train[-1]["estimator_loss"]) == 3
     alignment = [line["cosine"] for line in lines if line["kind"] == "alignment"]
     assert alignment[0] != [0, 0, 0]
     assert np.mean(alignment[-1]) > 0.4
@@ -91,7 +91,7 @@ def test_report_stands_alone(finished):
     page = (path / "report.html").read_text()
     assert "loss_shaped on digits" in page
     assert page.count("<svg") == 5
-    for title in ("Accuracy", "Loss", "SG loss", "R²", "Alignment"):
+    for title in ("Accuracy", "Loss", "Loss of the estimator", "R²", "Alignment"):
         assert title in page
     outside = [url for url in re.findall(r'(?:src|href)="([^"]+)"', page) if not url.startswith("#")]
     assert outside == []
@@ -139,7 +139,7 @@ def test_evaluation_counts_every_example_once():
 
 @pytest.mark.parametrize("field", ["optimizer", "estimator_optimizer"])
 def test_numbers_that_run_away_stop_the_run(tmp_path, field):
-    message = r"^not finite at step 19: .*gradient after hidden_2: lower config\.optimizer\.learning_rate"
+    message = r"^not finite at step 19: .*estimator after hidden_2: lower config\.optimizer\.learning_rate"
     with pytest.raises(decoupled.TrainingError, match=message):
         run(tmp_path / "run", epochs=2, **{"model.norm": "none", f"{field}.learning_rate": 1e30})
     assert not (tmp_path / "run" / "summary.json").exists()

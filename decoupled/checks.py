@@ -1,0 +1,71 @@
+"""What may stand at a boundary, checked while tracing: each mistake names the boundary and the way out."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+
+from decoupled.errors import UsageError
+from decoupled.types import Array, Estimator, PyTree, Reads
+
+
+def checked_estimate(
+    where: str, estimator: Estimator, est_params: PyTree, h: Array, y: Any, signal: Array | None
+) -> Array:
+    """The estimator's grad_h_hat, once what it reads and what it returns have been found in order.
+
+    Args:
+      where: how to call the boundary, as in "boundary 2 (after hidden_2)".
+
+    Returns:
+      grad_h_hat, shape and dtype of h.
+
+    Raises:
+      UsageError: y or the output error is missing, the shape of h or y is not that of `init`, or the
+        estimate has not the shape of h.
+    """
+    if estimator.sees_y and y is None:
+        raise UsageError(f"{where}: {estimator.name} sees the labels, but was given none: pass y")
+    if estimator.reads is Reads.INCOMING and signal is None:
+        raise UsageError(f"{where}: {estimator.name} reads the incoming gradient, but was given none")
+    if estimator.reads is Reads.ERROR and signal is None:
+        raise UsageError(
+            f"{where}: {estimator.name} reads the output error, but none has reached it: pass the error"
+            " that losses.output_error gives"
+        )
+    with naming(where):
+        expected = _shapes(jax.eval_shape(estimator.init, jax.random.key(0), h, y))
+        given = _shapes(est_params)
+        if expected != given:
+            raise UsageError(
+                f"the parameters of {estimator.name} are not those for activations {h.shape}"
+                f"{'' if y is None else f' and labels {y.shape}'}: they are {_text(given, expected)} where"
+                f" {_text(expected, given)} is needed; initialise with the shapes that come in training"
+            )
+        grad_h_hat = estimator.estimate(est_params, h, y, signal)
+        if grad_h_hat.shape != h.shape:
+            raise UsageError(
+                f"the estimate of {estimator.name} has shape {grad_h_hat.shape}, but it stands for the"
+                f" gradient of activations {h.shape}"
+            )
+    return grad_h_hat.astype(h.dtype)
+
+
+@contextmanager
+def naming(where: str) -> Iterator[None]:
+    """Says of a UsageError at which boundary it arose."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from error
+
+
+def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
+    leaves, _ = jax.tree.flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf.shape for path, leaf in leaves}
+
+
+def _text(shapes: dict[str, tuple[int, ...]], others: dict[str, tuple[int, ...]]) -> str:
+    differing = {name: shape for name, shape in shapes.items() if others.get(name) != shape}
+    return ", ".join(f"{name} {shape}" for name, shape in sorted(differing.items())) or "nothing"

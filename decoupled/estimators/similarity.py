@@ -1,0 +1,69 @@
+"""Greedy training by similarity: examples of a class should look alike, those of others not."""
+
+import jax
+import jax.numpy as jnp
+
+from decoupled.errors import UsageError
+from decoupled.estimators.local_loss import AuxiliaryHead, from_local_loss
+from decoupled.estimators.synthetic_gradient import Context, at_least_float32, flatten
+from decoupled.losses import softmax_cross_entropy
+from decoupled.types import Array, Estimator, Key, Loss, PyTree
+
+_KERNEL_INIT = jax.nn.initializers.lecun_normal()
+
+
+def similarity(
+    num_outputs: int,
+    context: Context,
+    weight: float = 0.99,
+    width: int = 128,
+    loss: Loss = softmax_cross_entropy,
+) -> Estimator:
+    """The gradient of  weight * |S(hM) - S(y)|^2 + (1 - weight) * loss(hW + b, y)  ("predsim").
+
+    S is the matrix of cosines between the examples of a batch, each centred over its features; the square
+    is the mean over pairs. An example's gradient therefore depends on the rest of its batch: under a mapped
+    axis, on the examples of its own device.
+
+    Args:
+      num_outputs: of the predicting part, a linear classifier.
+      context: encodes y for S(y): `one_hot` for labels.
+      weight: of the similarity against the prediction, from 0 to 1.
+      width: of hM.
+      loss: of the prediction.
+
+    Raises:
+      UsageError: there is no context, or the weight is out of its range.
+
+    References:
+      Nøkland & Eidnes 2019 (arXiv 1901.06656), section 2; they put convolutions in the place of M for maps.
+    """
+    if context is None or not 0 <= weight <= 1:
+        raise UsageError("the similarity loss needs a context that encodes y, and a weight from 0 to 1")
+    head = AuxiliaryHead(num_outputs, ())
+
+    def init(key: Key, h: Array, y: Array) -> PyTree:
+        del y
+        head_key, key = jax.random.split(key)
+        return {
+            "M": _KERNEL_INIT(key, (flatten(h).shape[1], width)),
+            "head": head.init(head_key, h)["params"],
+        }
+
+    def losses(est_params: PyTree, h: Array, y: Array) -> Array:
+        difference = cosines(flatten(h) @ est_params["M"]) - cosines(context(y))
+        prediction = loss(head.predict(est_params["head"], h), y)
+        return weight * jnp.square(difference).mean(1) + (1 - weight) * prediction
+
+    form = "dl/dh, l = |S(hM) - S(y)|² and a probe's"
+    return from_local_loss("similarity", init, losses, form)
+
+
+def cosines(rows: Array) -> Array:
+    """Between any two examples, centred over their features: (batch, features) -> (batch, batch)."""
+    rows = at_least_float32(rows)
+    centred = rows - rows.mean(1, keepdims=True)
+    # Safe where a row is constant, whose cosine with anything is taken as zero.
+    length = jnp.sqrt(jnp.sum(jnp.square(centred), axis=1, keepdims=True) + 1e-12)
+    unit = centred / length
+    return unit @ unit.T

@@ -1,0 +1,194 @@
+"""What each method that is not a synthetic gradient puts in the place of dL/dh, worked out by hand."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import decoupled
+from decoupled import estimators
+from tests import helpers
+
+KEY = jax.random.key(1)
+CONTEXT = estimators.one_hot(helpers.CLASSES)
+
+
+def activations(size=8, features=6):
+    rng = np.random.default_rng(2)
+    h = jnp.asarray(rng.normal(size=(size, features)), jnp.float32)
+    return h, jnp.asarray(rng.integers(helpers.CLASSES, size=size), jnp.int32)
+
+
+def output_error(size=8):
+    return np.random.default_rng(3).normal(size=(size, helpers.CLASSES)).astype(np.float32)
+
+
+def step(estimator, depth=3):
+    """One step of a chain, from a state in which no estimate is trivial."""
+    x, y = helpers.batch()
+    learner = helpers.make_learner(helpers.mlp_modules(depth=depth), estimator)
+    state = helpers.noisy(jax.jit(learner.init)(jax.random.key(0), x, y))
+    return learner, state, jax.jit(learner.update)(state, x, y, KEY)[0]
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.25, 1.0])
+def test_bp_lambda_mixes_with_what_was_mixed_above(lam):
+    linear = estimators.linear(CONTEXT)
+    learner, state, new = step(estimators.bp_lambda(linear, lam))
+    x, y = helpers.batch()
+    h, pullbacks, activations = x, [], []
+    for module, own in zip(learner.modules, state.modules, strict=True):
+
+        def run(params, h, module=module):
+            return module.apply(params, {}, h, KEY, True)[0]
+
+        h, pullback = jax.vjp(run, own.params, h)
+        pullbacks.append(pullback)
+        activations.append(h)
+    grad_h = jax.nn.softmax(h) - jax.nn.one_hot(y, helpers.CLASSES)
+    for i in reversed(range(4)):
+        grad_params, grad_h = pullbacks[i](grad_h)
+        expected = jax.tree.map(lambda g: g / len(y), grad_params)
+        chex.assert_trees_all_close(helpers.steps_taken(state, new)[i], expected, atol=1e-5)
+        if i > 0:
+            synthetic = linear.estimate(state.estimators[i - 1].params, activations[i - 1], y, None)
+            grad_h = (1 - lam) * synthetic + lam * grad_h
+
+
+@pytest.mark.parametrize(
+    ("lam", "same_as"), [(1.0, estimators.backprop()), (0.0, estimators.linear(CONTEXT))]
+)
+def test_bp_lambda_ends_at_backprop_and_at_dni(lam, same_as):
+    mixed = step(estimators.bp_lambda(estimators.linear(CONTEXT), lam))[2]
+    chex.assert_trees_all_close(mixed.modules, step(same_as)[2].modules, atol=1e-6)
+
+
+def test_direct_feedback_alignment_sends_the_error_through_its_matrix():
+    h, y = activations()
+    estimator = estimators.direct_feedback_alignment(helpers.CLASSES)
+    est_params = estimator.init(KEY, h, y)
+    estimate = estimator.estimate(est_params, h, None, output_error())
+    np.testing.assert_allclose(estimate, output_error() @ np.asarray(est_params["B"]), rtol=1e-5)
+    wide = estimator.init(KEY, jnp.zeros((1, 10_000)), y)["B"]
+    assert np.square(wide).sum() == pytest.approx(helpers.CLASSES, rel=0.05)
+
+
+def test_kickback_tells_every_unit_its_outputs_error():
+    h, y = activations(features=7)
+    estimate = estimators.kickback().estimate({}, h, y, output_error())
+    for unit in range(7):
+        np.testing.assert_allclose(estimate[:, unit], output_error()[:, unit % 3] / np.sqrt(7), rtol=1e-6)
+    one_output = estimators.kickback().estimate({}, h, y, output_error()[:, :1])
+    np.testing.assert_allclose(one_output, np.tile(output_error()[:, :1] / np.sqrt(7), 7), rtol=1e-6)
+
+
+def test_noise_is_normal_and_new_for_every_activation_and_boundary():
+    h, y = activations(size=500, features=100)
+    estimator = estimators.noise(scale=3.0)
+    est_params = estimator.init(KEY, h, y)
+    draw = np.asarray(estimator.estimate(est_params, h, y, None))
+    assert np.square(draw).sum(1).mean() == pytest.approx(9.0, rel=0.02)
+    assert abs(draw.mean()) < 0.005
+    assert np.abs(np.corrcoef(draw)[np.triu_indices(500, 1)]).max() < 0.6  # no two examples alike
+    np.testing.assert_array_equal(draw, estimator.estimate(est_params, h, y, None))
+    elsewhere = estimator.estimate(estimator.init(jax.random.key(5), h, y), h, y, None)
+    later = estimator.estimate(est_params, h * 1.001, y, None)
+    for other in (elsewhere, later):
+        assert abs(np.corrcoef(draw.ravel(), np.ravel(other))[0, 1]) < 0.02
+
+
+@pytest.mark.parametrize("hidden", [(), (5,)])
+def test_local_loss_gives_the_gradient_of_its_head(hidden):
+    h, y = activations()
+    estimator = (
+        estimators.local_loss(helpers.CLASSES, hidden) if hidden else estimators.probe(helpers.CLASSES)
+    )
+    rng = np.random.default_rng(4)
+    est_params = jax.tree.map(
+        lambda w: jnp.asarray(rng.normal(size=w.shape), jnp.float32), estimator.init(KEY, h, y)
+    )
+
+    def mean_loss(est_params, h):
+        for i in range(len(hidden)):
+            h = jax.nn.relu(h @ est_params[f"Dense_{i}"]["kernel"] + est_params[f"Dense_{i}"]["bias"][None])
+        last = est_params[f"Dense_{len(hidden)}"]
+        log_p = jax.nn.log_softmax(h @ last["kernel"] + last["bias"][None])
+        return -jnp.take_along_axis(log_p, y[:, None], 1).mean()
+
+    loss, (grad_params, grad_h) = jax.value_and_grad(mean_loss, (0, 1))(est_params, h)
+    np.testing.assert_allclose(estimator.estimate(est_params, h, y, None), grad_h * 8, atol=1e-5)
+    fit_loss, est_gradient = estimator.training_gradient(est_params, h, y, None)
+    assert fit_loss == pytest.approx(float(loss), rel=1e-5)
+    chex.assert_trees_all_close(est_gradient, grad_params, atol=1e-6)
+
+
+def test_similarity_loss_by_hand():
+    h, y = activations()
+    estimator = estimators.similarity(helpers.CLASSES, CONTEXT, weight=0.7, width=4)
+    est_params = estimator.init(KEY, h, y)
+    labels = np.asarray(y)
+    z = np.asarray(h, np.float64) @ np.asarray(est_params["M"], np.float64)
+
+    def cosine(a, b):
+        a, b = a - a.mean(), b - b.mean()
+        return a @ b / np.sqrt((a @ a) * (b @ b))
+
+    of_z = np.array([[cosine(a, b) for b in z] for a in z])
+    of_y = np.where(labels[:, None] == labels[None], 1.0, -0.5)  # of centred one-hots of 3 classes
+    expected = 0.7 * np.square(of_z - of_y).mean() + 0.3 * np.log(3)  # the head starts at zero
+    loss, _ = estimator.training_gradient(est_params, h, y, None)
+    assert loss == pytest.approx(expected, rel=1e-5)
+    numeric = []
+    for sign in (1, -1):
+        moved = h.at[2, 1].add(sign * 1e-2)
+        numeric.append(float(estimator.training_gradient(est_params, moved, y, None)[0]))
+    estimate = estimator.estimate(est_params, h, y, None)
+    assert float(estimate[2, 1]) / 8 == pytest.approx((numeric[0] - numeric[1]) / 2e-2, rel=2e-2)
+
+
+def test_similarity_is_safe_where_an_activation_is_constant():
+    h, y = activations()
+    h = h.at[0].set(0.0)
+    estimator = estimators.similarity(helpers.CLASSES, CONTEXT)
+    assert np.isfinite(estimator.estimate(estimator.init(KEY, h, y), h, y, None)).all()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: estimators.bp_lambda(estimators.linear(), 1.5), "λ from 0 to 1, not 1.5"),
+        (lambda: estimators.bp_lambda(estimators.backprop(), 0.5), "backprop is none"),
+        (lambda: estimators.similarity(3, None), "needs a context"),
+        (lambda: estimators.similarity(3, CONTEXT, weight=2.0), "a weight from 0 to 1"),
+    ],
+)
+def test_impossible_estimators_are_refused(make, message):
+    with pytest.raises(decoupled.UsageError, match=message):
+        make()
+
+
+def test_the_learner_says_at_which_boundary_something_is_wrong():
+    x, y = helpers.batch()
+    modules = helpers.mlp_modules()
+
+    def learner_with(estimator):
+        return helpers.make_learner(modules, estimator)
+
+    too_wide = learner_with(estimators.direct_feedback_alignment(7))
+    state = too_wide.init(KEY, x, y)
+    with pytest.raises(decoupled.UsageError, match=r"boundary 1 \(after hidden_1\): .*made for 7 outputs"):
+        too_wide.update(state, x, y, KEY)
+    with pytest.raises(decoupled.UsageError, match=r"boundary 0 \(after hidden_0\): .*none has reached it"):
+        too_wide.update_module[0](state.modules[0], state.estimators[0].params, x, y, KEY)
+    linear = learner_with(estimators.linear(CONTEXT))
+    state = linear.init(KEY, x, y)
+    with pytest.raises(decoupled.UsageError, match=r"boundary 0 .*sees the labels, but was given none"):
+        linear.update_module[0](state.modules[0], state.estimators[0].params, x, None, KEY)
+    wider = linear.init(KEY, x, y).estimators[0]._replace(params={"A": jnp.zeros((5, 5))})
+    message = r"boundary 0 .*they are A \(5, 5\) where A \(4, 4\), B \(3, 4\), c \(4,\) is needed"
+    with pytest.raises(decoupled.UsageError, match=message):
+        linear.update_module[0](state.modules[0], wider.params, x, y, KEY)
+    too_narrow = learner_with(linear.estimators[0]._replace(estimate=lambda p, h, y, signal: h[:, :1]))
+    with pytest.raises(decoupled.UsageError, match=r"boundary 0 .*estimate of linear has shape \(8, 1\)"):
+        too_narrow.update(too_narrow.init(KEY, x, y), x, y, KEY)
