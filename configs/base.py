@@ -19,6 +19,7 @@ def get_config() -> ConfigDict:
     config.model = ConfigDict()
     config.model.name = "mlp"  # mlp or cnn
     config.model.norm = "batch"  # none, batch or layer
+    config.model.backward_rule = "exact"  # or feedback_alignment, sign_symmetric: in Dense and Conv layers
     config.model.dtype = "float32"  # or bfloat16, for the computation; parameters stay float32
     config.model.mlp = ConfigDict({"depth": 6, "width": 256, "dropout": 0.0})
     config.model.cnn = ConfigDict({"features": (32, 64, 128), "kernel_size": 3})

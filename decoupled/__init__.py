@@ -4,6 +4,8 @@ See `decoupled.types` for the notation and the two seams, `Module` and `Estimato
 """
 
 from decoupled import estimators, losses, models
+from decoupled.backward_rules import feedback_alignment, sign_symmetric, with_backward_rule
+from decoupled.boundaries import Boundary, NNXBoundary, boundary, split_optimizer
 from decoupled.errors import DataError, TrainingError, UsageError
 from decoupled.learner import Learner, make_learner
 from decoupled.modules import compose, cut, from_functions, from_linen
@@ -20,6 +22,7 @@ from decoupled.types import Estimator, Module, ModuleVariables, Reads
 __version__ = "0.1.0"
 
 __all__ = [
+    "Boundary",
     "BoundaryMetrics",
     "DataError",
     "Estimator",
@@ -31,15 +34,21 @@ __all__ = [
     "ModuleState",
     "ModuleStep",
     "ModuleVariables",
+    "NNXBoundary",
     "Reads",
     "TrainingError",
     "UsageError",
+    "boundary",
     "compose",
     "cut",
     "estimators",
+    "feedback_alignment",
     "from_functions",
     "from_linen",
     "losses",
     "make_learner",
     "models",
+    "sign_symmetric",
+    "split_optimizer",
+    "with_backward_rule",
 ]

@@ -15,6 +15,12 @@ import ml_collections
 import optax
 
 from decoupled import data, estimators, losses, models
+from decoupled.backward_rules import (
+    BackwardRule,
+    feedback_alignment,
+    sign_symmetric,
+    with_backward_rule,
+)
 from decoupled.data.dataset import Dataset
 from decoupled.errors import UsageError
 from decoupled.estimators.synthetic_gradient import Context
@@ -25,6 +31,11 @@ from decoupled.training.loop import Job
 from decoupled.types import Estimator, Module
 
 _T = TypeVar("_T")
+_BACKWARD_RULES: dict[str, BackwardRule | None] = {
+    "exact": None,
+    "feedback_alignment": feedback_alignment,
+    "sign_symmetric": sign_symmetric,
+}
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -67,6 +78,7 @@ def build(config: ml_collections.ConfigDict) -> Job:
             "method": estimator.name if synthetic else "backprop",
             "conditioned": synthetic and estimator.sees_y,
             "model": config.model.name,
+            "backward_rule": config.model.backward_rule,
             "update_probability": config.update_probability,
             "validation_examples": config.validation_examples,
         },
@@ -158,8 +170,11 @@ def _dataset(config: ml_collections.ConfigDict) -> Dataset:
 
 def _network(config: ml_collections.ConfigDict, num_classes: int) -> tuple[list[Module], Estimator]:
     layers = _layers(config.model, num_classes)
-    boundaries = parse_boundaries(config.boundaries, len(layers))
-    return cut(layers, boundaries), _estimator(config.estimator, num_classes, config.estimator.name)
+    modules = cut(layers, parse_boundaries(config.boundaries, len(layers)))
+    rule = _choose("model.backward_rule", config.model.backward_rule, _BACKWARD_RULES)
+    if rule is not None:
+        modules = [with_backward_rule(module, rule) for module in modules]
+    return modules, _estimator(config.estimator, num_classes, config.estimator.name)
 
 
 def _layers(config: ml_collections.ConfigDict, num_classes: int) -> list[Module]:

@@ -75,7 +75,10 @@ def compose(modules: Sequence[Module], name: str = "") -> Module:
             new_state.append(part_state)
         return h, tuple(new_state)
 
-    return Module(name or "+".join(module.name for module in modules), init, apply)
+    exact = None
+    if any(module.exact for module in modules):
+        exact = compose([module.exact or module for module in modules], name)
+    return Module(name or "+".join(module.name for module in modules), init, apply, exact)
 
 
 def cut(layers: Sequence[Module], boundaries: Sequence[int]) -> list[Module]:

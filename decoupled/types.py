@@ -46,11 +46,13 @@ class Module(NamedTuple):
       init: (key, h) -> ModuleVariables.
       apply: (params, state, h, key, train) -> (h_out, new_state). `key` feeds dropout and the like;
         `train` is a Python bool.
+      exact: the same module with its true gradient, where a backward rule has changed that of `apply`.
     """
 
     name: str
     init: Callable[[Key, Array], ModuleVariables]
     apply: Callable[[PyTree, PyTree, Array, Key, bool], tuple[Array, PyTree]]
+    exact: Any = None  # Module | None
 
 
 class Locks(NamedTuple):

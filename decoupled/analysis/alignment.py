@@ -1,5 +1,6 @@
 """How well the gradient a module is given agrees with the one backprop would give it."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
@@ -7,8 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from decoupled.learner import Learner
+from decoupled.losses import output_error
 from decoupled.state import LearnerState
-from decoupled.types import Array, Key
+from decoupled.types import Array, Key, Module
 
 
 class BoundaryGradients(NamedTuple):
@@ -34,26 +36,26 @@ def boundary_gradients(
       x, y: a batch.
       key: as given to `update`, so that dropout falls alike.
     """
-    h, activations, pullbacks = x, [], []
-    for i, module in enumerate(learner.modules):
 
-        def run(h: Array, i: int = i, module=module) -> Array:
-            part_key = jax.random.fold_in(key, i)
-            return module.apply(*state.modules[i][:2], h, part_key, True)[0]
+    def run(i: int, module: Module) -> Callable[[Array], Array]:
+        part_key = jax.random.fold_in(key, i)
+        return lambda h: module.apply(*state.modules[i][:2], h, part_key, True)[0]
 
-        if i == 0:
-            h = run(h)
-        else:
-            h, pullback = jax.vjp(run, h)
-            pullbacks.append(pullback)
+    h = run(0, learner.modules[0])(x)
+    activations, pullbacks, exact_pullbacks = [h], [], []
+    for i, module in enumerate(learner.modules[1:], start=1):
+        h, pullback = jax.vjp(run(i, module), h)
+        pullbacks.append(pullback)
+        # Where a backward rule is in force, the module's own pullback is not the true one.
+        exact = jax.vjp(run(i, module.exact), activations[-1])[1] if module.exact else pullback
+        exact_pullbacks.append(exact)
         activations.append(h)
 
-    losses, loss_pullback = jax.vjp(lambda output: learner.loss(output, y), h)
-    (error,) = loss_pullback(jnp.ones_like(losses))
+    _, error = output_error(learner.loss, h, y)
     true, estimated = [], []
     grad_h, grad_h_hat = error, error
     for i in reversed(range(len(learner.estimators))):
-        (grad_h,), (incoming,) = pullbacks[i](grad_h), pullbacks[i](grad_h_hat)
+        (grad_h,), (incoming,) = exact_pullbacks[i](grad_h), pullbacks[i](grad_h_hat)
         estimator, h = learner.estimators[i], activations[i]
         signal = estimator.reads.choose(error=error, incoming=incoming)
         grad_h_hat = estimator.estimate(state.estimators[i].params, h, y, signal).astype(h.dtype)

@@ -14,6 +14,7 @@ hands over the gradient of the SG loss: the solver has no use for it, and a comp
 other optimizer would still fit K with it, though by descent.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -96,13 +97,14 @@ def _solver(decay: float, ridge: float, solve_every: int) -> optax.GradientTrans
         gram_step, cross_step = ((1 - decay) * (updates[name] - params[name]) for name in ("gram", "cross"))
         gram, cross = params["gram"] + gram_step, params["cross"] + cross_step
         due = state % solve_every == 0
-        K = jax.lax.cond(due, _solve, lambda *_: params["K"], gram, cross, ridge)
+        K = jax.lax.cond(due, _solve, lambda *_: params["K"], gram, cross, jnp.asarray(ridge, gram.dtype))
         return {"K": K - params["K"], "gram": gram_step, "cross": cross_step}, state + 1
 
     return optax.GradientTransformation(init, update)
 
 
-def _solve(gram: Array, cross: Array, ridge: float) -> Array:
+@partial(jnp.vectorize, signature="(n,n),(n,m),()->(n,m)")  # layers under a scan are stacked
+def _solve(gram: Array, cross: Array, ridge: Array) -> Array:
     # Relative to the trace, so that averages still growing from zero need no correction.
     damping = ridge * jnp.trace(gram) / gram.shape[0] + jnp.finfo(gram.dtype).tiny
     damped = gram + damping * jnp.eye(gram.shape[0])

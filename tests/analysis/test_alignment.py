@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import decoupled
 from decoupled import estimators
 from decoupled.analysis import boundary_gradients, cosine
 from tests import helpers
@@ -51,3 +52,19 @@ def test_cosine():
     assert cosine(a, jnp.array([[1.0, 1.0], [0.0, 0.0]])) == pytest.approx(2**-0.5)
     assert cosine(a, -3 * a) == pytest.approx(-1)
     assert cosine(a, jnp.zeros_like(a)) == 0
+
+
+def test_a_backward_rule_is_compared_with_the_true_gradient():
+    x, y = helpers.batch()
+    plain = helpers.mlp_modules(norm="batch")
+    ruled = [decoupled.with_backward_rule(m, decoupled.feedback_alignment) for m in plain]
+    learner = helpers.make_learner(ruled, estimators.backprop())
+    state = jax.jit(learner.init)(jax.random.key(0), x, y)
+    found = jax.jit(lambda s: boundary_gradients(learner, s, x, y, KEY))(state)
+    exact = helpers.make_learner(plain, estimators.backprop())
+    expected = jax.jit(lambda s: boundary_gradients(exact, s, x, y, KEY))(state)
+    for i in range(2):
+        np.testing.assert_allclose(found.true[i], expected.true[i], atol=1e-6)
+        assert not np.allclose(found.true[i], found.estimated[i], atol=1e-3)
+    assert decoupled.compose(ruled).exact is not None
+    assert decoupled.compose(plain).exact is None

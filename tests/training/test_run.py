@@ -208,7 +208,10 @@ def test_augmentation_and_coins_change_from_step_to_step():
     ("changes", "message"),
     [
         ({"dataset": "imagenet"}, "config.dataset is 'imagenet': choose one of cifar10, cifar100, digits"),
-        ({"estimator.name": "lineer"}, "config.estimator.name is 'lineer': choose one of backprop, conv"),
+        (
+            {"estimator.name": "lineer"},
+            "config.estimator.name is 'lineer': choose one of backprop, bp_lambda, conv",
+        ),
         ({"model.name": "vit"}, "config.model.name is 'vit': choose one of cnn, mlp"),
         ({"model.norm": "group"}, "config.model.norm is 'group': choose one of batch, layer, none"),
         ({"boundaries": "3"}, "cannot cut after layer 3"),

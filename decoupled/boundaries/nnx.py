@@ -1,0 +1,88 @@
+"""The boundary as an NNX module."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from decoupled.boundaries.primitive import boundary
+from decoupled.checks import naming
+from decoupled.types import Array, Estimator, PyTree
+
+
+class Feedback(nnx.Variable):
+    """A parameter of an estimator that is not trained, such as a fixed feedback matrix."""
+
+
+class NNXBoundary(nnx.Module):
+    """Put between two layers: h = self.boundary(h, y).
+
+    `est_params` are of type `nnx.Param`, beside those of the layers, so that one `nnx.grad` gives all
+    gradients; `split_optimizer` then treats them as the estimator's. Where nothing is trained (a fixed
+    feedback matrix) they are of type `Feedback`.
+    """
+
+    def __init__(
+        self,
+        estimator: Estimator,
+        features: int | Sequence[int],
+        *,
+        rngs: nnx.Rngs,
+        y: Any = None,
+        batch_axes: int = 1,
+        name: str = "",
+    ):
+        """Makes the estimator's parameters.
+
+        Args:
+          estimator: where the gradient of what lies below comes from.
+          features: shape of one example's activation: a number, or several for a map.
+          rngs: the stream "params" is used.
+          y: an example batch of the context; integer labels where it is not given.
+          batch_axes: leading axes of h that count examples, as in `boundary`.
+          name: how errors call this boundary.
+
+        Raises:
+          UsageError: the estimator is not for activations of this shape.
+        """
+        shape = (features,) if isinstance(features, int) else tuple(features)
+        labels = jnp.zeros((1,), jnp.int32) if y is None else y
+        self.name = f"boundary {name}" if name else f"boundary of {estimator.name} on {shape}"
+        with naming(self.name):
+            est_params = estimator.init(rngs.params(), jnp.zeros((len(labels), *shape)), labels)
+        kind = nnx.Param if estimator.training_gradient is not None else Feedback
+        self.est_params = nnx.data(_wrapped(kind, est_params))
+        self.estimator = nnx.static(estimator)
+        self.batch_axes = batch_axes
+
+    def __call__(
+        self,
+        h: Array,
+        y: Any = None,
+        error: Array | None = None,
+        *,
+        use_estimate: bool | Array = True,
+        num_examples: int | Array | None = None,
+    ) -> Array:
+        """Returns h; all arguments, and errors, are those of `boundary`."""
+        return boundary(
+            self.estimator,
+            _unwrapped(self.est_params),
+            h,
+            y,
+            error,
+            use_estimate=use_estimate,
+            num_examples=num_examples,
+            batch_axes=self.batch_axes,
+            name=self.name,
+        )
+
+
+def _wrapped(kind: type[nnx.Variable], tree: PyTree) -> PyTree:
+    return jax.tree.map(kind, tree)
+
+
+def _unwrapped(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: leaf[...], tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))

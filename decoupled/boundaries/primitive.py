@@ -1,0 +1,116 @@
+"""The boundary as a function: what `jax.grad` sees of an estimator.
+
+A mean loss hands down the gradient of a mean: each example's own gradient, divided by the number of
+examples. Estimators deal in per-example gradients, so here, and only here, that number is multiplied in and
+divided out again:
+
+    incoming   = N * cotangent of h                       per example, as in the chain form
+    cotangent of h below    = grad_h_hat / N
+    cotangent of est_params = est_gradient * n / N        n of the N examples are here
+
+With N the number of examples the loss is a mean over, gradients may be summed or averaged over devices
+exactly as those of all other parameters are.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from decoupled.checks import checked_estimate
+from decoupled.errors import UsageError
+from decoupled.types import Array, Estimator, PyTree
+
+
+def boundary(
+    estimator: Estimator,
+    est_params: PyTree,
+    h: Array,
+    y: Any = None,
+    error: Array | None = None,
+    *,
+    use_estimate: bool | Array = True,
+    num_examples: int | Array | None = None,
+    batch_axes: int = 1,
+    name: str = "boundary",
+) -> Array:
+    """h itself; but under `jax.grad`, what is below gets the estimator's gradient in place of the true one.
+
+    The gradient with respect to `est_params` is the estimator's own training gradient, for its optimizer.
+    Nothing is asked of y and error while no gradient is taken, so evaluation can leave them out.
+
+    Args:
+      estimator: whose estimate is handed down.
+      est_params: its parameters; frozen where no gradient is taken with respect to them.
+      h: activation; the first `batch_axes` axes count examples.
+      y: context, with the same leading axes: labels, where the estimator sees them.
+      error: per-example dL/d(output), (batch, ...), for estimators that read it: from a forward pass of
+        the same parameters and `losses.output_error`.
+      use_estimate: False (or a traced boolean that is) hands the true gradient down, while the
+        estimator goes on learning: for a warm-up, or every k-th step.
+      num_examples: the loss is a mean over so many examples; those of h where it is not given. 1 for
+        a loss that is a sum; the number of unmasked examples for a masked mean.
+      batch_axes: 1 for (batch, ...); 2 for (batch, time, ...), where every token counts as an example
+        and is given a gradient of its own; 0 under `jax.vmap` over examples.
+      name: how errors call this boundary.
+
+    Returns:
+      h.
+
+    Raises:
+      UsageError: (where a gradient is taken) y or error is missing, a shape does not fit, or h holds
+        no real numbers.
+    """
+    if not jnp.issubdtype(h.dtype, jnp.inexact):
+        raise UsageError(f"{name}: h is {h.dtype}, which has no gradient: put the boundary after a layer")
+    count = math.prod(h.shape[:batch_axes])
+    total = jnp.asarray(count if num_examples is None else num_examples, jnp.float32)
+
+    def per_example(tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda leaf: leaf.reshape(count, *leaf.shape[batch_axes:]), tree)
+
+    @jax.custom_vjp
+    def identity(est_params: PyTree, h: Array, y: Any, error: Any, use_estimate: Array, total: Array):
+        del est_params, y, error, use_estimate, total
+        return h
+
+    def forward(*arguments):
+        return identity(*arguments), arguments
+
+    def backward(arguments, cotangent: Array):
+        est_params, h, y, error, use_estimate, total = arguments
+        scale = total.astype(jnp.promote_types(cotangent.dtype, jnp.float32))
+        rows, y, error, incoming = per_example((h, y, error, (cotangent * scale).astype(h.dtype)))
+        signal = estimator.reads.choose(error=error, incoming=incoming)
+        grad_h_hat = checked_estimate(name, estimator, est_params, rows, y, signal)
+        estimated = (grad_h_hat.reshape(h.shape) / scale).astype(h.dtype)
+        handed_down = jnp.where(use_estimate, estimated, cotangent)
+        est_gradient = None
+        if estimator.training_gradient is not None:
+            _, means = estimator.training_gradient(est_params, rows, y, incoming)
+            est_gradient = jax.tree.map(lambda g, p: (g * count / scale).astype(p.dtype), means, est_params)
+        return est_gradient, handed_down, None, None, None, None
+
+    identity.defvjp(forward, backward)
+    est_params = vary_like(h, est_params)
+    return identity(est_params, h, y, error, jnp.asarray(use_estimate), total)
+
+
+def vary_like(h: Array, tree: PyTree) -> PyTree:
+    """Inside `shard_map`, marks replicated parameters as each device's own, as h is.
+
+    Their cotangents are then summed over devices, like those of any replicated parameter.
+    """
+
+    def vary(leaf: Array) -> Array:
+        missing = tuple(_varying_axes(h) - _varying_axes(leaf))
+        return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
+
+    return jax.tree.map(vary, tree)
+
+
+def _varying_axes(leaf: Array) -> frozenset:
+    """Names of the mesh axes over which an array differs from device to device."""
+    kind: Any = jax.typeof(leaf)
+    return kind.mat.varying if hasattr(kind, "mat") else getattr(kind, "vma", frozenset())  # jax < 0.10.2
