@@ -3,13 +3,13 @@
 #   make test    runs the tests
 
 PYTHON ?= python3
-ARGS ?= --config=configs/digits.py
+ARGS ?=
 BIN := .venv/bin
 
-.PHONY: train test check bench results
+.PHONY: train test check bench results compare
 
 train: .venv/installed
-	$(BIN)/python train.py $(ARGS)
+	$(BIN)/python train.py $(or $(ARGS),--config=configs/digits.py)
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest
@@ -26,6 +26,10 @@ bench: .venv/installed
 
 results: .venv/installed
 	$(BIN)/python -m benchmarks.accuracy
+
+# U17's table, measured: every method on digits (5 minutes), or ARGS=--config.dataset=fashion_mnist (40).
+compare: .venv/installed
+	$(BIN)/python -m experiments.compare $(ARGS)
 
 .venv/installed: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed" if sys.version_info < (3, 11) else 0)'

@@ -10,9 +10,7 @@ falls on all alike.
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +18,11 @@ import numpy as np
 import optax
 
 import decoupled
+from benchmarks.timing import interleaved_seconds
 from decoupled import estimators
-from decoupled.types import Module, PyTree
+from decoupled.types import Module
 
 DEPTH, WIDTH, BATCH, CLASSES = 6, 256, 256, 10
-STEPS_A_TURN = 20
 
 
 def plain_backprop(layers: list[Module]) -> tuple[Callable, Callable]:
@@ -77,15 +75,6 @@ def methods() -> dict[str, tuple[Callable, Callable]]:
     }
 
 
-def run_steps(step: Callable, state: PyTree, arguments: tuple[Any, ...]) -> tuple[PyTree, float]:
-    """Takes a turn; returns the state and seconds per step."""
-    start = time.perf_counter()
-    for _ in range(STEPS_A_TURN):
-        state, _ = step(state, *arguments)
-    jax.block_until_ready(state)
-    return state, (time.perf_counter() - start) / STEPS_A_TURN
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--turns", type=int, default=30)
@@ -94,16 +83,11 @@ def main() -> None:
     x = jnp.asarray(rng.normal(size=(BATCH, 28, 28, 1)), jnp.float32)
     y = jnp.asarray(rng.integers(CLASSES, size=BATCH), jnp.int32)
     key = jax.random.key(0)
-    steps, states, seconds = {}, {}, {}
+    steps, states = {}, {}
     for name, (init, update) in methods().items():
         states[name] = jax.jit(init)(key, x, y)
-        compiled = jax.jit(update, donate_argnums=0).lower(states[name], x, y, key).compile()
-        steps[name], seconds[name] = compiled, []
-        states[name], _ = run_steps(compiled, states[name], (x, y, key))
-    for _ in range(turns):
-        for name, step in steps.items():
-            states[name], taken = run_steps(step, states[name], (x, y, key))
-            seconds[name].append(taken)
+        steps[name] = jax.jit(update, donate_argnums=0).lower(states[name], x, y, key).compile()
+    seconds = interleaved_seconds(steps, states, dict.fromkeys(steps, (x, y, key)), turns)
 
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}; medians of {turns} turns")
     print(

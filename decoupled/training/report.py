@@ -1,22 +1,15 @@
 """One HTML page about a run, with its curves, that needs no other file."""
 
-import html
-import io
 from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
 
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; } td, th { padding: 0.2rem 0.8rem; text-align: left; }
-tr { border-bottom: 1px solid #ddd; } svg { max-width: 100%; height: auto; }
-"""
+from decoupled.training.html import page, svg, table
 
 
 def render_report(summary: dict[str, Any], metrics: list[dict[str, Any]]) -> str:
     """The page, from a run's summary and the lines of its metrics.jsonl."""
-    title = f"{summary['method']} on {summary['dataset']}"
     modules = summary["modules"]
     facts = [(name, value) for name, value in summary.items() if name not in ("modules", "versions")]
     facts += [(f"{name} version", value) for name, value in summary["versions"].items()]
@@ -25,27 +18,11 @@ def render_report(summary: dict[str, Any], metrics: list[dict[str, Any]]) -> str
         _figure("Loss", "nats per example", _curves(metrics, "loss"), log=True),
         *_boundary_figures(metrics, [module["name"] for module in modules]),
     ]
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>"
-        f"<h1>{html.escape(title)}</h1>{_table(facts)}"
-        f"<h2>Modules</h2>{_table([tuple(m.values()) for m in modules], tuple(modules[0]))}"
-        f"<h2>Curves</h2>{''.join(figures)}</body></html>\n"
+    return page(
+        f"{summary['method']} on {summary['dataset']}",
+        f"{table(facts)}<h2>Modules</h2>{table([tuple(m.values()) for m in modules], tuple(modules[0]))}"
+        f"<h2>Curves</h2>{''.join(figures)}",
     )
-
-
-def _table(rows: list[tuple], header: tuple[str, ...] = ()) -> str:
-    head = "".join(f"<th>{html.escape(name.replace('_', ' '))}</th>" for name in header)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(_text(cell))}</td>" for cell in row) + "</tr>" for row in rows
-    )
-    return f"<table><tr>{head}</tr>{body}</table>" if head else f"<table>{body}</table>"
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.5g}"
-    return "x".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _curves(metrics: list[dict[str, Any]], name: str) -> dict[str, tuple[list, list]]:
@@ -101,7 +78,4 @@ def _figure(
     axes.grid(alpha=0.3)
     if curves:
         axes.legend(fontsize="small", ncols=1 + len(curves) // 7)
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg")
-    drawing = buffer.getvalue()
-    return drawing[drawing.index("<svg") :]  # without the XML prologue, which HTML does not have
+    return svg(figure)

@@ -1,0 +1,61 @@
+"""What the programs here have in common: config flags, one-line errors and exit codes.
+
+Nothing of the package is imported before the flags are in order: a mistyped command is answered at once.
+"""
+
+import sys
+from collections.abc import Callable
+from logging import getLogger
+from typing import NoReturn
+
+from absl import app, flags, logging
+
+
+def run(program: str, config: flags.FlagHolder, main: Callable[[], None]) -> None:
+    """Runs `main` with parsed flags; ends with exit code 0, 1 (failed), 2 (usage) or 130 (interrupted).
+
+    Args:
+      program: how error messages call it.
+      config: the flag made by `config_flags.DEFINE_config_file`.
+      main: the program; it may raise the errors of `decoupled.errors`.
+    """
+
+    def guarded(argv: list[str]) -> None:
+        from decoupled.errors import DataError, TrainingError, UsageError
+
+        logging.set_verbosity(logging.INFO)
+        getLogger("jax").setLevel("WARNING")  # it reports every absent kind of device
+        try:
+            if argv[1:]:
+                raise UsageError(f"cannot make sense of {' '.join(argv[1:])!r}; see --help")
+            main()
+        except UsageError as error:
+            _fail(program, str(error), 2)
+        except (DataError, TrainingError) as error:
+            _fail(program, str(error), 1)
+        except KeyboardInterrupt:
+            _fail(program, "interrupted", 130)
+
+    app.run(guarded, flags_parser=lambda argv: _parse_flags(program, config, argv))
+
+
+def _parse_flags(program: str, config: flags.FlagHolder, argv: list[str]) -> list[str]:
+    try:
+        rest = flags.FLAGS(argv)
+        if config.value is not None:
+            config.value.to_dict()  # A file that could not be read says so only when it is used.
+        return rest
+    except (AttributeError, KeyError) as error:
+        # Nested lookups quote their messages: undo that.
+        text = str(error).replace("\\n", ". ").replace("\\'", "").strip("\"'")
+        _fail(program, f"no such config field: {text} (see --help)", 2)
+    except (flags.Error, ImportError, OSError, SyntaxError, TypeError, ValueError) as error:
+        # The last line says what is wrong; those above it are how it was found out.
+        _fail(program, f"{str(error).strip().splitlines()[-1].strip()} (see --help)", 2)
+    except SystemExit:  # absl ends so after --help, and counts that as a failure.
+        sys.exit(0 if any(word.startswith(("--help", "-help", "-?")) for word in argv) else 1)
+
+
+def _fail(program: str, message: str, code: int) -> NoReturn:
+    print(f"{program}: {message}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,242 @@
+"""U17's table of methods, extended and measured: every method on one network and data set.
+
+python -m experiments.compare
+python -m experiments.compare --config.dataset=fashion_mnist --config.methods=backprop,probe
+
+Writes compare.json and compare.html. What a method reads, trains and waits for is taken from its
+declaration (which the tests hold against its data flow); accuracy, alignment and time are measured here.
+The seeds of a method are trained together, by `vmap` where that is faster than one after the other.
+"""
+
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags, logging
+from ml_collections import ConfigDict, config_flags
+
+import command_line
+from benchmarks.timing import interleaved_seconds
+from configs.compare import SIZES
+from decoupled.builder import build, methods
+from decoupled.data import shuffled_batches
+from decoupled.errors import UsageError
+from decoupled.training.loop import Job
+from decoupled.training.step import alignment_step, evaluator, no_totals, train_step
+from decoupled.types import PyTree
+from experiments.compare_page import render
+
+# Learning rates other than the default, chosen on Fashion-MNIST's held-out examples with seed 0.
+_RATE, _EST_RATE = "optimizer.learning_rate", "estimator_optimizer.learning_rate"
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "sign_symmetric": {_RATE: 3e-3},
+    "direct_feedback_alignment": {_RATE: 3e-3},
+    "kickback": {_RATE: 3e-3},
+    "linear": {_EST_RATE: 2e-3},
+    "local_loss": {_EST_RATE: 3e-3},
+    "probe": {_EST_RATE: 3e-3},
+    "similarity": {_RATE: 3e-3, _EST_RATE: 3e-3},
+    "linear, no labels": {_EST_RATE: 2e-3},
+}
+
+
+def all_rows() -> dict[str, dict[str, Any]]:
+    """Config fields of each row: the package's estimators, backward rules, and an SG without labels."""
+    rows: dict[str, dict[str, Any]] = {
+        rule: {"estimator.name": "backprop", "model.backward_rule": rule}
+        for rule in ("sign_symmetric", "feedback_alignment")
+    }
+    # On flat activations the convolutional SG has nothing to work on.
+    rows |= {name: {"estimator.name": name} for name in methods() if name != "convolutional"}
+    rows["linear, no labels"] = {"estimator.name": "linear", "estimator.conditioned": False}
+    first = {"backprop": rows.pop("backprop")}
+    return {name: {**fields, **_OPTIONS.get(name, {})} for name, fields in (first | rows).items()}
+
+
+def chosen_rows(names: str) -> dict[str, dict[str, Any]]:
+    """The rows of a list like "probe,noise", and backprop, which all are compared with."""
+    rows = all_rows()
+    wanted = {"backprop", *(name.strip() for name in names.split(","))} if names else rows.keys()
+    for name in wanted - rows.keys():
+        raise UsageError(f"config.methods names {name!r}: choose from {', '.join(rows)}")
+    return {name: fields for name, fields in rows.items() if name in wanted}
+
+
+def sized(config: ConfigDict) -> ConfigDict:
+    """The config with what was left unset filled in for its data set."""
+    config, flat = ConfigDict(config.to_dict()), SIZES.get(config.dataset, {})
+    for field in SIZES["digits"]:
+        *path, name = field.split(".")
+        section = config
+        for part in path:
+            section = section[part]
+        if section[name] is None and field not in flat:
+            raise UsageError(f"config.{field} has no default for the data set {config.dataset!r}: set it")
+        if section[name] is None:
+            with section.ignore_type():
+                section[name] = flat[field]
+    return config
+
+
+def job_of(config: ConfigDict, options: dict[str, Any]) -> Job:
+    """What a row trains."""
+    config = ConfigDict(config.to_dict())
+    config.update_from_flattened_dict(options)
+    return build(config)
+
+
+def over_seeds(step, vectorised: bool):
+    """A step of all seeds, whose states, batches and keys are stacked: at once, or one after the other."""
+    if vectorised:
+        return jax.vmap(step)
+    return lambda *arguments: jax.lax.map(lambda one: step(*one), arguments)
+
+
+def initial(job: Job, seeds: int) -> tuple[PyTree, PyTree, jax.Array]:
+    """Stacked states, totals of no step, and step keys: for each seed those of `train.py`."""
+    images, labels = (jnp.asarray(part[: job.batch_size]) for part in job.dataset.train)
+    keys = [jax.random.split(jax.random.key(seed)) for seed in range(seeds)]
+    init_keys, step_keys = (jnp.stack([pair[i] for pair in keys]) for i in range(2))
+
+    def init(key):
+        return job.learner.init(key, job.preprocess.evaluate(images), labels)
+
+    totals = jax.tree.map(lambda zero: jnp.zeros((seeds,), zero.dtype), no_totals(job.learner))
+    return jax.jit(jax.vmap(init))(init_keys), totals, step_keys
+
+
+def batches(job: Job, seeds: int, epoch: int):
+    """The batches of an epoch, stacked over seeds."""
+    each = [shuffled_batches(job.dataset.train, job.batch_size, seed, epoch) for seed in range(seeds)]
+    for parts in zip(*each, strict=True):
+        yield tuple(np.stack(arrays) for arrays in zip(*parts, strict=True))
+
+
+def vectorising_gain(job: Job, seeds: int) -> float:
+    """Time of a step of all seeds one after the other, over that of one at once."""
+    state, totals, keys = initial(job, seeds)
+    batch = next(batches(job, seeds, 1))
+    step = train_step(job.learner, job.preprocess)
+    steps = {str(at_once): jax.jit(over_seeds(step, at_once)) for at_once in (True, False)}
+    arguments = dict.fromkeys(steps, (totals, *batch, keys))
+    seconds = interleaved_seconds(steps, dict.fromkeys(steps, state), arguments, turns=3, steps_a_turn=3)
+    return statistics.median(a / b for a, b in zip(seconds["False"], seconds["True"], strict=True))
+
+
+def train(job: Job, seeds: int) -> dict[str, Any]:
+    """Accuracies, one a seed, and the cosine at every boundary, mean over epochs and seeds."""
+    gain = vectorising_gain(job, seeds)
+    states, totals, keys = initial(job, seeds)
+    step = jax.jit(over_seeds(train_step(job.learner, job.preprocess), gain > 1), donate_argnums=0)
+    align = jax.jit(over_seeds(alignment_step(job.learner, job.preprocess), gain > 1))
+    cosines, losses = [], []
+    for epoch in range(1, job.epochs + 1):
+        batch, of_step = (), totals
+        for batch in batches(job, seeds, epoch):
+            states, of_step = step(states, totals, *batch, keys)
+        cosines.append(np.asarray(align(states, *batch, keys)))
+        losses.append(np.asarray(of_step.loss))
+    evaluate = evaluator(job.learner, job.preprocess, 1000)
+    singles = [jax.tree.map(lambda leaf, i=i: leaf[i], states) for i in range(seeds)]
+    return {
+        "validation_accuracy": [evaluate(state, job.validation)["accuracy"] for state in singles],
+        "test_accuracy": [evaluate(state, job.dataset.test)["accuracy"] for state in singles],
+        "cosine": [round(float(cosine), 4) for cosine in np.mean(cosines, axis=(0, 1))],
+        "diverged": not np.isfinite(losses).all(),
+        "vectorising_gain": round(gain, 2),
+    }
+
+
+def step_times(jobs: dict[str, Job], turns: int) -> dict[str, float]:
+    """Time of a fused step relative to backprop's, medians of interleaved turns."""
+    steps, states, arguments = {}, {}, {}
+    for name, job in jobs.items():
+        images, labels = (jnp.asarray(part[: job.batch_size]) for part in job.dataset.train)
+        arguments[name] = (job.preprocess.evaluate(images), labels, jax.random.key(0))
+        states[name] = jax.jit(job.learner.init)(jax.random.key(0), *arguments[name][:2])
+        update = jax.jit(job.learner.update, donate_argnums=0)
+        steps[name] = update.lower(states[name], *arguments[name]).compile()
+    seconds = interleaved_seconds(steps, states, arguments, turns)
+    return {
+        name: statistics.median(a / b for a, b in zip(own, seconds["backprop"], strict=True))
+        for name, own in seconds.items()
+    }
+
+
+def declared(job: Job) -> dict[str, Any]:
+    """What the table says of a method before anything is measured."""
+    spec = job.learner.estimators[0]
+    rule, trained = job.description["backward_rule"], spec.training_gradient is not None
+    form = {
+        "exact": spec.form,
+        "feedback_alignment": "dL/dh, by B for W",
+        "sign_symmetric": "dL/dh, by sign(W)|B|",
+    }
+    return {
+        "form": form[rule],
+        "trained": trained,
+        "target": ("own loss" if spec.own_loss else "gradient from above") if trained else None,
+        "sees_labels": spec.sees_y,
+        "locks": spec.reads.locks._asdict(),
+        "direct_error": spec.reads.direct_error,
+    }
+
+
+def write(out: Path, result: dict[str, Any]) -> None:
+    """Both files, whole or not at all."""
+    texts = {"compare.json": json.dumps(result, indent=2) + "\n", "compare.html": render(result)}
+    for name, text in texts.items():
+        partial = out / f".{name}.partial"
+        partial.write_text(text)
+        os.replace(partial, out / name)
+
+
+def compare(config: ConfigDict, out: Path) -> None:
+    """Measures every row that the config chooses, and writes the two files to `out`."""
+    config = sized(config)
+    chosen = chosen_rows(config.methods)
+    jobs = {name: job_of(config, options) for name, options in chosen.items()}
+    if not jobs["backprop"].learner.estimators:
+        raise UsageError("config.boundaries leaves nothing to compare: name at least one boundary")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write to {out} ({error}): choose another --out") from error
+    result: dict[str, Any] = {
+        "dataset": config.dataset,
+        "seeds": config.seeds,
+        "config": config.to_dict(),
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "versions": {"jax": jax.__version__, "python": platform.python_version()},
+        "boundaries": [module.name for module in jobs["backprop"].learner.modules[:-1]],
+        "rows": [],
+    }
+    for name, job in jobs.items():
+        start = time.monotonic()
+        measured = train(job, config.seeds)
+        row = {"name": name, **declared(job), **measured, "step_time": None, "options": chosen[name]}
+        result["rows"].append({**row, "seconds": round(time.monotonic() - start, 1)})
+        write(out, result)  # What an interrupted comparison has measured is kept.
+        logging.info("%-28s test accuracy %.2f %%", name, 100 * np.mean(measured["test_accuracy"]))
+    ratios = step_times(jobs, config.timing_turns)
+    for row in result["rows"]:
+        row["step_time"] = round(ratios[row["name"]], 3)
+    write(out, result)
+    logging.info("results in %s", out.absolute() / "compare.html")
+
+
+if __name__ == "__main__":
+    # Not as the flag's default: mistakes in overrides would then be found before there is anyone to tell.
+    if not any(word.startswith("--config=") for word in sys.argv):
+        sys.argv.insert(1, "--config=configs/compare.py")
+    CONFIG = config_flags.DEFINE_config_file("config", None, "What to compare on.")
+    OUT = flags.DEFINE_string("out", "runs/compare", "Folder for compare.json and compare.html.")
+    command_line.run("compare", CONFIG, lambda: compare(CONFIG.value, Path(OUT.value)))

@@ -1,0 +1,133 @@
+"""`make compare`, cut short: its files, its table against the estimators, and the published orderings."""
+
+import html
+import json
+import statistics
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from sklearn.datasets import load_digits
+
+import decoupled
+from configs import compare as compare_config
+from decoupled import estimators
+from decoupled.builder import methods
+from decoupled.training import Workdir, train_and_evaluate
+from experiments import compare
+from tests.commands import run
+
+
+def command(*arguments):
+    return run([sys.executable, "-m", "experiments.compare", *arguments])
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    out = tmp_path_factory.mktemp("compare")
+    chosen = "sign_symmetric,feedback_alignment,direct_feedback_alignment,noise"
+    options = ["--config.seeds=2", "--config.epochs=6", "--config.timing_turns=1"]
+    done = command(f"--out={out}", f"--config.methods={chosen}", *options)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((out / "compare.json").read_text())
+    return {row["name"]: row for row in result["rows"]}, (out / "compare.html").read_text(), result
+
+
+def test_published_orderings_come_out(compared):
+    rows, _, _ = compared
+    accuracy = {name: statistics.mean(row["test_accuracy"]) for name, row in rows.items()}
+    fixed = ("feedback_alignment", "direct_feedback_alignment")
+    assert accuracy["backprop"] > max(accuracy[name] for name in fixed)
+    assert accuracy["sign_symmetric"] > max(accuracy[name] for name in fixed)
+    assert min(accuracy[name] for name in fixed) > accuracy["noise"] + 0.05
+    cosine = {name: statistics.mean(row["cosine"]) for name, row in rows.items()}
+    assert cosine["backprop"] == pytest.approx(1, abs=1e-4)
+    assert 1 > cosine["sign_symmetric"] > max(cosine[name] for name in fixed)
+    assert min(cosine[name] for name in fixed) > 0.02 > abs(cosine["noise"])
+
+
+def test_the_table_says_what_each_method_is(compared):
+    rows, page, result = compared
+    locks = {name: tuple(row["locks"].values()) for name, row in rows.items()}
+    assert locks["backprop"] == locks["feedback_alignment"] == (True, True, True)
+    assert locks["direct_feedback_alignment"] == (True, True, False)
+    assert locks["noise"] == (True, False, False)
+    assert [name for name, row in rows.items() if row["direct_error"]] == ["direct_feedback_alignment"]
+    assert not any(row["trained"] or row["target"] or row["diverged"] for row in rows.values())
+    assert rows["backprop"]["step_time"] == 1.0
+    assert all(row["step_time"] > 0 and len(row["cosine"]) == 3 for row in rows.values())
+    assert result["config"]["epochs"] == 6
+    for name, row in rows.items():
+        assert len(row["test_accuracy"]) == result["seeds"] == 2
+        form = html.escape(row["form"])
+        assert f"<td>{name}</td><td>{form}</td>" in page
+    assert page.count("<svg") == 2
+
+
+def test_every_method_has_a_row_and_a_form():
+    rows = compare.all_rows()
+    assert methods().keys() - rows.keys() == {"convolutional"}
+    assert next(iter(rows)) == "backprop"
+    config = compare.sized(compare_config.get_config())
+    for name in ("probe", "linear", "linear, no labels", "sign_symmetric"):
+        told = compare.declared(compare.job_of(config, rows[name]))
+        assert told["form"]
+        assert told["trained"] == (name != "sign_symmetric")
+        assert told["sees_labels"] == (name in ("probe", "linear"))
+        assert told["target"] == {"probe": "own loss", "sign_symmetric": None}.get(
+            name, "gradient from above"
+        )
+
+
+def test_a_seed_gives_what_train_gives(tmp_path):
+    config = compare.sized(compare_config.get_config())
+    config.epochs, config.seed = 2, 1
+    job = compare.job_of(config, {"estimator.name": "linear"})
+    result = compare.train(job, seeds=2)
+    with Workdir(tmp_path / "run", {}) as workdir:
+        summary = train_and_evaluate(job, workdir)
+    assert result["test_accuracy"][1] == pytest.approx(summary["test_accuracy"], abs=0.012)
+    assert result["test_accuracy"][0] != result["test_accuracy"][1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.methods=prob"], "config.methods names 'prob': choose from backprop"),
+        (["--config.dataset=procedural"], "no default for the data set 'procedural': set it"),
+        (["--config.boundaries=none"], "leaves nothing to compare"),
+        (["--config.epoch=3"], "did you mean"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, message, tmp_path):
+    done = command(f"--out={tmp_path}", *arguments)
+    assert done.returncode == 2
+    assert message.lower() in done.stderr.lower()
+    assert done.stderr.startswith("compare: ")
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(("name", "learns"), [("backprop", True), ("noise", False)])
+def test_below_noise_nothing_is_learnt(name, learns):
+    """With the last layer as it was drawn, all learning is below the boundaries."""
+    x, y = load_digits(return_X_y=True)
+    x = jnp.asarray(x / 16, jnp.float32)
+    estimator = getattr(estimators, name)()
+    modules = decoupled.cut(decoupled.models.mlp(2, 64, 10, norm="batch"), [0, 1])
+    learner = decoupled.make_learner(
+        modules,
+        [estimator] * 2,
+        decoupled.losses.softmax_cross_entropy,
+        optax.adam(3e-3),
+        optax.adam(3e-3),
+        update_probability=[1.0, 1.0, 0.0],
+    )
+    state = jax.jit(learner.init)(jax.random.key(0), x, y)
+    update = jax.jit(learner.update)
+    for i in range(60):
+        state, metrics = update(state, x, y, jax.random.key(i))
+    accuracy = float(np.mean(metrics.output.argmax(-1) == y))
+    assert accuracy > 0.9 if learns else accuracy < 0.25
