@@ -22,8 +22,8 @@ def checked_estimate(
       grad_h_hat, shape and dtype of h.
 
     Raises:
-      UsageError: y or the output error is missing, the shape of h or y is not that of `init`, or the
-        estimate has not the shape of h.
+      UsageError: y or the output error is missing or of other examples, the shape of h or y is not that
+        of `init`, or the estimate has not the shape of h.
     """
     if estimator.sees_y and y is None:
         raise UsageError(f"{where}: {estimator.name} sees the labels, but was given none: pass y")
@@ -34,6 +34,7 @@ def checked_estimate(
             f"{where}: {estimator.name} reads the output error, but none has reached it: pass the error"
             " that losses.output_error gives"
         )
+    check_examples(where, h, y, signal)
     with naming(where):
         expected = _shapes(jax.eval_shape(estimator.init, jax.random.key(0), h, y))
         given = _shapes(est_params)
@@ -50,6 +51,21 @@ def checked_estimate(
                 f" gradient of activations {h.shape}"
             )
     return grad_h_hat.astype(h.dtype)
+
+
+def check_examples(where: str, h: Array, y: Any, error: Array | None, batch_axes: int = 1) -> None:
+    """That h, y and the output error speak of the same examples.
+
+    Raises:
+      UsageError: their leading axes differ.
+    """
+    for name, tree in (("y", y), ("the error", error)):
+        for leaf in jax.tree.leaves(tree):
+            if leaf.shape[:batch_axes] != h.shape[:batch_axes]:
+                raise UsageError(
+                    f"{where}: {name} has shape {leaf.shape}, but h, of shape {h.shape}, has the examples"
+                    f" {h.shape[:batch_axes]}: both count them in their leading axes"
+                )
 
 
 @contextmanager

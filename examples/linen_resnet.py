@@ -1,6 +1,6 @@
 """A Linen ResNet whose residual blocks learn apart: one boundary after each.
 
-python examples/linen_resnet.py
+python -m examples.linen_resnet
 """
 
 import jax

@@ -1,6 +1,6 @@
 """A Linen Vision Transformer whose encoder blocks learn apart, each from a local loss.
 
-python examples/linen_vit.py
+python -m examples.linen_vit
 """
 
 import jax

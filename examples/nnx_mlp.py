@@ -1,6 +1,6 @@
 """An NNX MLP whose hidden layers learn apart, from linear synthetic gradients solved for by least squares.
 
-python examples/nnx_mlp.py
+python -m examples.nnx_mlp
 """
 
 import jax.numpy as jnp

@@ -1,6 +1,6 @@
 """A chain of plain functions, without Flax: each module is `init` and `apply`, and learns on its own.
 
-python examples/plain_functions.py
+python -m examples.plain_functions
 """
 
 import jax

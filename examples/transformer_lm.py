@@ -1,6 +1,6 @@
 """A small Transformer language model with a synthetic gradient for every token, on text made at run time.
 
-python examples/transformer_lm.py
+python -m examples.transformer_lm
 """
 
 import jax

@@ -5,6 +5,7 @@ import shlex
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from benchmarks import accuracy
@@ -26,7 +27,7 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("python")])
+@pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("python train.py")])
 def test_training_commands(line, tmp_path):
     write_idx_files(tmp_path / "data", gzipped=True)
     python, *arguments = shlex.split(line)
@@ -36,6 +37,15 @@ def test_training_commands(line, tmp_path):
     done = run([sys.executable, *arguments, *SMALL[config], *cut])
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "summary.json").exists()
+
+
+def test_commands_of_examples_name_examples():
+    """Which tests of their own run."""
+    others = [line for line in COMMANDS if line.startswith("python") and " train.py " not in line]
+    assert others
+    for line in others:
+        module = re.fullmatch(r"python -m examples\.(\w+)", line).group(1)
+        assert (ROOT / "examples" / f"{module}.py").exists()
 
 
 def test_make_targets_are_what_the_readme_says():
@@ -51,10 +61,29 @@ def test_make_targets_are_what_the_readme_says():
         assert run(["make", "--dry-run", target]).returncode == 0
 
 
-def test_library_example(capsys):
-    (snippet,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    exec(compile(snippet, "README.md", "exec"), {})
-    assert float(capsys.readouterr().out.split()[1]) < 0.5
+def loss_printed_by(script, capsys):
+    exec(compile(script, "README.md", "exec"), {})
+    return float(capsys.readouterr().out.split()[1])
+
+
+@pytest.mark.parametrize("snippet", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+def test_snippets_learn(snippet, capsys):
+    with jax.numpy_rank_promotion("allow"):  # as it is for a reader
+        assert loss_printed_by(snippet, capsys) < 0.5
+
+
+def test_the_diff_decouples_a_script_in_five_lines(capsys):
+    (diff,) = re.findall(r"```diff\n(.*?)```", README, re.DOTALL)
+    lines = [line or " " for line in diff.splitlines()]
+    before = "\n".join(line[1:] for line in lines if line[0] != "+")
+    after = "\n".join(line[1:] for line in lines if line[0] != "-")
+    assert "decoupled" not in before
+    added, removed = (sum(line[0] == sign for line in lines) for sign in "+-")
+    assert removed <= added <= 5
+    with jax.numpy_rank_promotion("allow"):
+        losses = [loss_printed_by(script, capsys) for script in (before, after)]
+    assert max(losses) < 0.3
+    assert losses[0] != losses[1]
 
 
 def test_step_time_benchmark_prints_its_table():

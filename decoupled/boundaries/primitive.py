@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from decoupled.checks import checked_estimate
+from decoupled.checks import check_examples, checked_estimate
 from decoupled.errors import UsageError
 from decoupled.types import Array, Estimator, PyTree
 
@@ -80,6 +80,7 @@ def boundary(
 
     def backward(arguments, cotangent: Array):
         est_params, h, y, error, use_estimate, total = arguments
+        check_examples(name, h, y, error, batch_axes)
         scale = total.astype(jnp.promote_types(cotangent.dtype, jnp.float32))
         rows, y, error, incoming = per_example((h, y, error, (cotangent * scale).astype(h.dtype)))
         signal = estimator.reads.choose(error=error, incoming=incoming)

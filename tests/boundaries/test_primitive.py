@@ -306,6 +306,10 @@ def test_what_is_missing_is_told_by_name(around):
         around(lambda h: grad_at(linear, linear.init(KEY, x, y), h[:, :3], y))(x)
     with pytest.raises(decoupled.UsageError, match=r"^mine: .*made for 3 outputs, but the error has 5"):
         around(lambda h: grad_at(direct, direct.init(KEY, x, y), h, y, jnp.ones((8, 5))))(x)
+    with pytest.raises(decoupled.UsageError, match=r"^mine: y has shape \(1,\), but h, of shape \(8, 4\)"):
+        around(lambda h: grad_at(linear, linear.init(KEY, x, y), h, y[:1]))(x)
+    with pytest.raises(decoupled.UsageError, match=r"^mine: the error has shape \(4, 3\), but h"):
+        around(lambda h: grad_at(direct, direct.init(KEY, x, y), h, y, jnp.ones((4, 3))))(x)
 
 
 def test_integers_have_no_gradient():

@@ -185,6 +185,8 @@ def test_the_learner_says_at_which_boundary_something_is_wrong():
     state = linear.init(KEY, x, y)
     with pytest.raises(decoupled.UsageError, match=r"boundary 0 .*sees the labels, but was given none"):
         linear.update_module[0](state.modules[0], state.estimators[0].params, x, None, KEY)
+    with pytest.raises(decoupled.UsageError, match=r"boundary 0 .*y has shape \(1,\), but h"):
+        linear.update_module[0](state.modules[0], state.estimators[0].params, x, y[:1], KEY)
     wider = linear.init(KEY, x, y).estimators[0]._replace(params={"A": jnp.zeros((5, 5))})
     message = r"boundary 0 .*they are A \(5, 5\) where A \(4, 4\), B \(3, 4\), c \(4,\) is needed"
     with pytest.raises(decoupled.UsageError, match=message):

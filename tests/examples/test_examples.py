@@ -23,4 +23,4 @@ def test_it_runs_and_learns(name):
 def test_it_is_short_and_says_how_to_run_it(name):
     text = (ROOT / "examples" / f"{name}.py").read_text()
     assert len(text.splitlines()) < 100
-    assert f"\npython examples/{name}.py\n" in text
+    assert f"\npython -m examples.{name}\n" in text
