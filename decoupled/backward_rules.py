@@ -20,7 +20,6 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from decoupled.boundaries.linen import FEEDBACK
-from decoupled.boundaries.primitive import vary_like
 from decoupled.errors import UsageError
 from decoupled.types import Array, Module, PyTree
 
@@ -113,4 +112,4 @@ def _intercepted(
     run.defvjp(forward, backward)
     (x,) = (*args, *kwargs.values())
     weights = dict(layer.variables["params"]), layer.get_variable(FEEDBACK, "kernel")
-    return run(*vary_like(x, weights), x)
+    return run(*weights, x)

@@ -94,11 +94,11 @@ def boundary(
         return est_gradient, handed_down, None, None, None, None
 
     identity.defvjp(forward, backward)
-    est_params = vary_like(h, est_params)
+    est_params = _vary_like(h, est_params)
     return identity(est_params, h, y, error, jnp.asarray(use_estimate), total)
 
 
-def vary_like(h: Array, tree: PyTree) -> PyTree:
+def _vary_like(h: Array, tree: PyTree) -> PyTree:
     """Inside `shard_map`, marks replicated parameters as each device's own, as h is.
 
     Their cotangents are then summed over devices, like those of any replicated parameter.
