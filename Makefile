@@ -12,7 +12,7 @@ train: .venv/installed
 	$(BIN)/python train.py $(or $(ARGS),--config=configs/digits.py)
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=auto --dist=loadscope
 
 # Lint, format and types.
 check: .venv/installed-dev

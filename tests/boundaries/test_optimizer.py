@@ -22,7 +22,7 @@ class Network(nn.Module):
     @nn.compact
     def __call__(self, x, y=None):
         h = Boundary(self.estimator, name="first")(nn.Dense(4)(x), y)
-        return Boundary(self.estimator, name="second")(nn.Dense(4)(h), y)
+        return Boundary(self.estimator, name="second")(nn.Dense(3)(h), y)
 
 
 def problem(estimator):

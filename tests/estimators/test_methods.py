@@ -74,6 +74,14 @@ def test_direct_feedback_alignment_sends_the_error_through_its_matrix():
     assert np.square(wide).sum() == pytest.approx(helpers.CLASSES, rel=0.05)
 
 
+def test_direct_random_target_projection_sends_the_label_as_an_error_would_be():
+    h, y = activations()
+    estimator = estimators.direct_random_target_projection(CONTEXT)
+    est_params = estimator.init(KEY, h, y)
+    expected = -np.asarray(est_params["B"])[np.asarray(y)]  # of prediction - y, without the prediction
+    np.testing.assert_allclose(estimator.estimate(est_params, h, y, None), expected)
+
+
 def test_kickback_tells_every_unit_its_outputs_error():
     h, y = activations(features=7)
     estimate = estimators.kickback().estimate({}, h, y, output_error())
@@ -160,6 +168,7 @@ def test_similarity_is_safe_where_an_activation_is_constant():
         (lambda: estimators.bp_lambda(estimators.linear(), 1.5), "λ from 0 to 1, not 1.5"),
         (lambda: estimators.bp_lambda(estimators.backprop(), 0.5), "backprop is none"),
         (lambda: estimators.similarity(3, None), "needs a context"),
+        (lambda: estimators.direct_random_target_projection(None), "needs a context"),
         (lambda: estimators.similarity(3, CONTEXT, weight=2.0), "a weight from 0 to 1"),
     ],
 )
