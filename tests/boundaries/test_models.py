@@ -256,3 +256,39 @@ def test_nnx_fixed_parameters_are_no_params():
         nnx.grad(nnx_loss)(model, x, y)
     with pytest.raises(decoupled.UsageError, match=r"boundary third: a convolutional .* \(1, 4\)"):
         NNXBoundary(estimators.convolutional(), 4, rngs=nnx.Rngs(0), name="third")
+
+
+@pytest.mark.parametrize("kind", ["linen", "nnx"])
+@pytest.mark.parametrize(
+    ("estimator", "options"),
+    [
+        (LINEAR, {"use_estimate": False}),
+        (LINEAR, {"num_examples": 5}),
+        (DIRECT, {"num_examples": 5}),
+    ],
+    ids=["true gradient", "examples", "error"],
+)
+def test_both_modules_pass_everything_on(kind, estimator, options):
+    """Tokens as examples, an error, and every option: as `boundary` with the same parameters."""
+    x, y = helpers.batch(features=4)
+    h, y, error = x.reshape(2, 4, 4), y.reshape(2, 4), jnp.ones((2, 4, helpers.CLASSES))
+    if kind == "linen":
+        module = Boundary(estimator, batch_axes=2)
+        variables = jax.tree.map(lambda w: w + 0.1, module.init(KEY, h, y))
+        ((est_params,),) = (v.values() for v in variables.values())
+        call = partial(module.apply, variables)
+    else:
+        call = NNXBoundary(estimator, 4, rngs=nnx.Rngs(0), batch_axes=2)
+        for variable in call.est_params.values():
+            variable[...] = variable[...] + 0.1
+        est_params = {name: variable[...] for name, variable in call.est_params.items()}
+
+    def gradient(through):
+        return jax.grad(lambda h: jnp.square(through(h)).mean())(h)
+
+    actual = gradient(lambda h: call(h, y, error, **options))
+    with_options = partial(decoupled.boundary, estimator, est_params, batch_axes=2, **options)
+    expected = gradient(lambda h: with_options(h, y, error))
+    plain = gradient(lambda h: decoupled.boundary(estimator, est_params, h, y, error, batch_axes=2))
+    np.testing.assert_allclose(actual, expected, atol=1e-6)
+    assert not np.allclose(expected, plain, atol=1e-4)
