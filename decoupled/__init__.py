@@ -8,7 +8,7 @@ from decoupled.backward_rules import feedback_alignment, sign_symmetric, with_ba
 from decoupled.boundaries import Boundary, NNXBoundary, boundary, split_optimizer
 from decoupled.errors import DataError, TrainingError, UsageError
 from decoupled.learner import Learner, make_learner
-from decoupled.modules import compose, cut, from_functions, from_linen
+from decoupled.modules import compose, cut, from_functions, from_linen, from_nnx
 from decoupled.state import (
     BoundaryMetrics,
     EstimatorState,
@@ -45,6 +45,7 @@ __all__ = [
     "feedback_alignment",
     "from_functions",
     "from_linen",
+    "from_nnx",
     "losses",
     "make_learner",
     "models",

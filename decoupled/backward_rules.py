@@ -9,9 +9,12 @@ and its parameters stay what they are:
         variables = model.init(key, x)          # {"params": ..., "feedback": ...}
         logits = model.apply(variables, x)      # differentiate this
 
-B is kept in the collection "feedback", drawn as a Dense kernel is by default, and never changed.
+B is kept in the collection "feedback", drawn as a Dense kernel is by default, and never changed. The layers
+are Dense, DenseGeneral (hence attention), Conv and ConvTranspose. Enter the rule inside the function that
+is jitted: outside it, and in functions that were traced outside it, the model is as it was.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -21,12 +24,14 @@ from flax import linen as nn
 
 from decoupled.boundaries.linen import FEEDBACK
 from decoupled.errors import UsageError
-from decoupled.types import Array, Module, PyTree
+from decoupled.own_layers import within_own_layers
+from decoupled.types import Array, Module, ModuleVariables, PyTree
 
 # What `flax.linen.intercept_methods` takes: (next method, arguments, keywords, context) -> output.
 BackwardRule: TypeAlias = Callable[..., Any]
 
 _DRAW = nn.initializers.lecun_normal()
+_LINEAR_LAYERS = (nn.Dense, nn.DenseGeneral, nn.Conv, nn.ConvTranspose)
 # The name of layers that do the rule's own arithmetic, and are not to be intercepted again.
 _PLAIN = "plain layer of a backward rule"
 
@@ -53,11 +58,23 @@ def sign_symmetric(next_fun: Callable, args: tuple, kwargs: dict, context: Any) 
 
 
 def with_backward_rule(module: Module, rule: BackwardRule) -> Module:
-    """The module, with the rule in force in every Linen layer that it runs; "feedback" joins its state."""
+    """The module, with the rule in force in every Linen layer that it runs; "feedback" joins its state.
 
-    def init(*arguments: Any) -> Any:
+    Raises:
+      UsageError: (from init) the module has matrices, but not one layer that the rule could act on.
+    """
+
+    def init(*arguments: Any) -> ModuleVariables:
         with nn.intercept_methods(rule):
-            return module.init(*arguments)
+            variables = module.init(*arguments)
+        places = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(variables.state)]
+        has_matrices = any(leaf.ndim > 1 for leaf in jax.tree.leaves(variables.params))
+        if has_matrices and not any(FEEDBACK in place for place in places):
+            raise UsageError(
+                f"module {module.name}: a backward rule acts on Linen's Dense and Conv layers, but it has"
+                " none: make it with from_linen"
+            )
+        return variables
 
     def apply(*arguments: Any) -> Any:
         with nn.intercept_methods(rule):
@@ -74,15 +91,19 @@ def _intercepted(
     context: Any,
 ) -> Any:
     layer: Any = context.module
-    intercepts = isinstance(layer, nn.Dense | nn.Conv) and context.method_name == "__call__"
-    if not intercepts or layer.name == _PLAIN:
+    intercepts = isinstance(layer, _LINEAR_LAYERS) and context.method_name == "__call__"
+    if not intercepts or within_own_layers() or layer.name == _PLAIN:
         return next_fun(*args, **kwargs)
     if layer.is_initializing():
         out = next_fun(*args, **kwargs)
-        kernel = layer.get_variable("params", "kernel")
-        layer.variable(
-            FEEDBACK, "kernel", lambda: _DRAW(layer.make_rng("params"), kernel.shape, kernel.dtype)
-        )
+        kernel = nn.meta.unbox(layer.get_variable("params", "kernel"))
+        outputs = math.prod(jax.tree.leaves(layer.features))
+
+        def draw() -> Array:
+            flat = (kernel.size // outputs, outputs)
+            return _DRAW(layer.make_rng("params"), flat, kernel.dtype).reshape(kernel.shape)
+
+        layer.variable(FEEDBACK, "kernel", draw)
         return out
     if not layer.has_variable(FEEDBACK, "kernel"):
         raise UsageError(
@@ -111,5 +132,5 @@ def _intercepted(
 
     run.defvjp(forward, backward)
     (x,) = (*args, *kwargs.values())
-    weights = dict(layer.variables["params"]), layer.get_variable(FEEDBACK, "kernel")
-    return run(*weights, x)
+    params = dict(nn.meta.unbox(layer.variables["params"]))
+    return run(params, layer.get_variable(FEEDBACK, "kernel"), x)

@@ -134,15 +134,15 @@ def _check(config: ml_collections.ConfigDict) -> None:
         "estimator.noise.scale",
     )
     for field in counts:
-        _check_range(config, field, 1, math.inf, whole=True)
+        check_range(config, field, 1, math.inf, whole=True)
     for field in not_negative:
-        _check_range(config, field, 0, math.inf)
-    _check_range(config, "seed", 0, 2**32 - 1)
-    _check_range(config, "update_probability", 0, 1)
-    _check_range(config, "model.mlp.dropout", 0, 0.999)
+        check_range(config, field, 0, math.inf)
+    check_range(config, "seed", 0, 2**32 - 1)
+    check_range(config, "update_probability", 0, 1)
+    check_range(config, "model.mlp.dropout", 0, 0.999)
 
 
-def _check_range(
+def check_range(
     config: ml_collections.ConfigDict, field: str, least: float, most: float, whole: bool = False
 ) -> None:
     """Refuses a field, or a member of a tuple, that is not a number from `least` to `most`."""

@@ -75,7 +75,8 @@ def make_learner(
       estimator_optimizer: for estimators that do not bring their own; one state each.
       update_probability: of each module in each step, one number for all or one a module (J16, section
         3.1). A module that sits out runs forward but stays bit for bit as it is: parameters, optimizer
-        state and batch statistics. The estimator below it, whose target it supplies, sits out with it.
+        state and batch statistics. The estimator below it, whose target it supplies, sits out with it
+        (as does one with a loss of its own).
       axis_name: of a `pmap` or `shard_map` axis over which the batch is split; gradients, fitting
         statistics, mutable state and metrics are averaged over it.
 

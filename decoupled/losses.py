@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from decoupled.errors import UsageError
 from decoupled.types import Array, Loss
 
 
@@ -18,8 +19,11 @@ def softmax_cross_entropy(logits: Array, labels: Array) -> Array:
     Returns:
       (batch,), float32.
     """
-    chex.assert_rank([logits, labels], [2, 1])
-    chex.assert_equal_shape_prefix([logits, labels], 1)
+    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
+        raise UsageError(
+            f"the log loss takes logits (batch, classes) and labels (batch,), not {logits.shape} and"
+            f" {labels.shape} (for a label a token, let a boundary count tokens as examples: batch_axes=2)"
+        )
     return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
 
 
@@ -50,4 +54,5 @@ def output_error(loss: Loss, output: Array, y: Array) -> tuple[Array, Array]:
     """
     losses, pullback = jax.vjp(lambda out: loss(out, y), output)
     chex.assert_shape(losses, (output.shape[0],))
-    return losses, pullback(jnp.ones_like(losses))[0]
+    # A signal, not a function of the parameters: nothing is to be differentiated through it.
+    return losses, jax.lax.stop_gradient(pullback(jnp.ones_like(losses))[0])

@@ -1,4 +1,4 @@
-"""Modules from Linen modules and from plain functions; cutting a chain of them at chosen boundaries."""
+"""Modules from Linen, from NNX and from plain functions; cutting a chain of them at chosen boundaries."""
 
 import inspect
 import itertools
@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax import nnx
 
 from decoupled.errors import UsageError
 from decoupled.types import Array, Key, Module, ModuleVariables, PyTree
@@ -45,6 +46,39 @@ def from_linen(linen_module: nn.Module, name: str = "", rngs: Sequence[str] = ("
         return linen_module.apply(variables, h, rngs=streams, mutable=list(state), **arguments(train))
 
     return Module(name or linen_module.name or type(linen_module).__name__, init, apply)
+
+
+def from_nnx(make: Callable[[nnx.Rngs], nnx.Module], name: str) -> Module:
+    """A Module from an NNX module that maps one array to one array.
+
+    Everything but `nnx.Param` is carried as mutable state. Random streams start anew from the key of each
+    step; `train()` and `eval()` are called on the module as they are meant.
+
+    Args:
+      make: rngs -> the module; called whenever the Module is initialised.
+      name: of the Module.
+    """
+    # The shape of the module's graph is the same at every call; only its arrays are not.
+    graph, *_ = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))), nnx.Param, nnx.RngState, ...)
+
+    def init(key: Key, h: Array) -> ModuleVariables:
+        del h
+        _, params, rngs, rest = nnx.split(make(nnx.Rngs(key)), nnx.Param, nnx.RngState, ...)
+        return ModuleVariables(params, {"rngs": rngs, "rest": rest})
+
+    def apply(params: PyTree, state: PyTree, h: Array, key: Key, train: bool) -> tuple[Array, PyTree]:
+        # Copied, or what the module changes would change in the state that was given.
+        module: Any = nnx.merge(graph, params, state["rngs"], state["rest"], copy=True)
+        if not train:
+            module.eval()
+            return module(h), state
+        module.train()
+        nnx.reseed(module, default=key)
+        h_out = module(h)
+        *_, rest = nnx.split(module, nnx.Param, nnx.RngState, ...)
+        return h_out, {"rngs": state["rngs"], "rest": rest}
+
+    return Module(name, init, apply)
 
 
 def from_functions(

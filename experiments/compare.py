@@ -9,6 +9,7 @@ The seeds of a method are trained together, by `vmap` where that is faster than 
 """
 
 import json
+import math
 import os
 import platform
 import statistics
@@ -26,7 +27,7 @@ from ml_collections import ConfigDict, config_flags
 import command_line
 from benchmarks.timing import interleaved_seconds
 from configs.compare import SIZES
-from decoupled.builder import build, methods
+from decoupled.builder import build, check_range, methods
 from decoupled.data import shuffled_batches
 from decoupled.errors import UsageError
 from decoupled.training.loop import Job
@@ -44,7 +45,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "local_loss": {_EST_RATE: 3e-3},
     "probe": {_EST_RATE: 3e-3},
     "similarity": {_RATE: 3e-3, _EST_RATE: 3e-3},
-    "linear, no labels": {_EST_RATE: 2e-3},
+    "linear_unconditional": {_EST_RATE: 2e-3},
 }
 
 
@@ -56,7 +57,7 @@ def all_rows() -> dict[str, dict[str, Any]]:
     }
     # On flat activations the convolutional SG has nothing to work on.
     rows |= {name: {"estimator.name": name} for name in methods() if name != "convolutional"}
-    rows["linear, no labels"] = {"estimator.name": "linear", "estimator.conditioned": False}
+    rows["linear_unconditional"] = {"estimator.name": "linear", "estimator.conditioned": False}
     first = {"backprop": rows.pop("backprop")}
     return {name: {**fields, **_OPTIONS.get(name, {})} for name, fields in (first | rows).items()}
 
@@ -72,6 +73,10 @@ def chosen_rows(names: str) -> dict[str, dict[str, Any]]:
 
 def sized(config: ConfigDict) -> ConfigDict:
     """The config with what was left unset filled in for its data set."""
+    if missing := {"seeds", "methods", "timing_turns"} - set(config.keys()):
+        raise UsageError(f"this config has no {', '.join(sorted(missing))}: use configs/compare.py")
+    for field in ("seeds", "timing_turns"):
+        check_range(config, field, 1, math.inf, whole=True)
     config, flat = ConfigDict(config.to_dict()), SIZES.get(config.dataset, {})
     for field in SIZES["digits"]:
         *path, name = field.split(".")
@@ -88,7 +93,7 @@ def sized(config: ConfigDict) -> ConfigDict:
 
 def job_of(config: ConfigDict, options: dict[str, Any]) -> Job:
     """What a row trains."""
-    config = ConfigDict(config.to_dict())
+    config = ConfigDict({**config.to_dict(), "seed": 0})  # the seeds are given to `train`
     config.update_from_flattened_dict(options)
     return build(config)
 
@@ -146,8 +151,9 @@ def train(job: Job, seeds: int) -> dict[str, Any]:
         losses.append(np.asarray(of_step.loss))
     evaluate = evaluator(job.learner, job.preprocess, 1000)
     singles = [jax.tree.map(lambda leaf, i=i: leaf[i], states) for i in range(seeds)]
+    held_out = singles if len(job.validation) else []
     return {
-        "validation_accuracy": [evaluate(state, job.validation)["accuracy"] for state in singles],
+        "validation_accuracy": [evaluate(state, job.validation)["accuracy"] for state in held_out],
         "test_accuracy": [evaluate(state, job.dataset.test)["accuracy"] for state in singles],
         "cosine": [round(float(cosine), 4) for cosine in np.mean(cosines, axis=(0, 1))],
         "diverged": not np.isfinite(losses).all(),

@@ -213,6 +213,84 @@ def test_many_devices_equal_one():
     chex.assert_trees_all_close(jax.jit(split)(variables, x, y), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_attention_and_sharded_kernels_are_covered():
+    """DenseGeneral's kernels have more axes; partitioned ones come in a box."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 8)), jnp.float32)
+
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, h):
+            h = h + nn.MultiHeadDotProductAttention(num_heads=2)(h)
+            kernel_init = nn.with_partitioning(nn.initializers.lecun_normal(), (None, "data"))
+            return nn.Dense(4, kernel_init=kernel_init)(nn.tanh(h))
+
+    variables = nn.meta.unbox(init(feedback_alignment, Model(), x))
+    attention = variables["feedback"]["MultiHeadDotProductAttention_0"]
+    assert attention.keys() == {"query", "key", "value", "out"}
+    boxed = init(feedback_alignment, Model(), x)
+    assert isinstance(boxed["params"]["Dense_0"]["kernel"], nn.Partitioned)
+
+    def gradient(variables, rule=None):
+        def loss(params):
+            if rule is None:
+                return jnp.square(Model().apply({"params": params}, x)).mean()
+            with nn.intercept_methods(rule):
+                return jnp.square(Model().apply({**variables, "params": params}, x)).mean()
+
+        return nn.meta.unbox(jax.jit(jax.grad(loss))(variables["params"]))
+
+    def kernels(tree):
+        return {k: kernels(v) for k, v in tree.items() if k != "bias"} if isinstance(tree, dict) else tree
+
+    symmetric = {**variables, "feedback": kernels(variables["params"])}
+    chex.assert_trees_all_close(gradient(symmetric, feedback_alignment), gradient(variables), atol=1e-5)
+    ruled = gradient(boxed, feedback_alignment)
+    chex.assert_trees_all_close(ruled, gradient(variables, feedback_alignment), atol=1e-6)
+    assert not np.allclose(
+        *(g["MultiHeadDotProductAttention_0"]["out"]["kernel"] for g in (ruled, gradient(variables))),
+        atol=1e-3,
+    )
+
+
+@pytest.mark.parametrize("name", ["probe", "mlp"])
+def test_estimators_own_layers_are_left_alone(name):
+    x, y = helpers.batch()
+    estimator = helpers.every_method()[name]
+
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, h, y):
+            return nn.Dense(3)(decoupled.Boundary(estimator)(nn.tanh(nn.Dense(4)(h)), y))
+
+    variables = jax.tree.map(lambda w: w + 0.1, jax.jit(lambda: init_with_rule(Model(), x, y))())
+    assert variables["feedback"].keys() == {"Dense_0", "Dense_1"}
+
+    def loss(params):
+        return jnp.square(Model().apply({**variables, "params": params}, x, y)).mean()
+
+    with nn.intercept_methods(feedback_alignment):  # around all of the differentiation
+        actual = jax.jit(jax.grad(loss))(variables["params"])
+    expected = jax.jit(jax.grad(loss))(variables["params"])
+    # Below the boundary no rule has any effect: the estimate is what it was.
+    chex.assert_trees_all_close(actual["Dense_0"], expected["Dense_0"], atol=1e-6)
+
+
+def init_with_rule(model, *arguments):
+    with nn.intercept_methods(feedback_alignment):
+        return model.init(KEY, *arguments)
+
+
+def test_a_rule_that_cannot_act_is_refused():
+    x, _ = helpers.batch()
+    plain = decoupled.from_functions(
+        lambda key, h: {"w": jnp.ones((5, 3))}, lambda p, h: h @ p["w"], "mine"
+    )
+    with pytest.raises(decoupled.UsageError, match=r"module mine: .* it has none: make it with from_linen"):
+        decoupled.with_backward_rule(plain, feedback_alignment).init(KEY, x)
+    pooling = decoupled.from_functions(lambda key, h: {}, lambda p, h: h[:, ::2], "pool")
+    decoupled.with_backward_rule(pooling, feedback_alignment).init(KEY, x)
+
+
 def test_missing_feedback_is_told_by_layer():
     x, y = images()
     plain = Network().init(KEY, x)

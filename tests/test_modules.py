@@ -6,8 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from flax import nnx
 
 import decoupled
+from tests import helpers
 
 KEY = jax.random.key(0)
 
@@ -99,3 +101,51 @@ def test_cnn_layers_halve_the_image():
         h, _ = layer.apply(*variables, h, KEY, True)
         shapes.append(h.shape)
     assert shapes == [(2, 4, 4, 4), (2, 2, 2, 6), (2, 10)]
+
+
+class NNXNoisy(nnx.Module):
+    def __init__(self, rngs):
+        self.dense = nnx.Linear(3, 4, rngs=rngs)
+        self.norm = nnx.BatchNorm(4, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, h):
+        return self.dropout(self.norm(self.dense(h)))
+
+
+def test_nnx_module_does_what_nnx_does():
+    h = jax.random.normal(KEY, (64, 3)) + 5.0
+    module = decoupled.from_nnx(NNXNoisy, "noisy")
+    variables = module.init(KEY, h)
+    apply = jax.jit(module.apply, static_argnums=4)
+    own = NNXNoisy(nnx.Rngs(KEY))
+    own.eval()
+    out, state = apply(*variables, h, KEY, False)
+    np.testing.assert_allclose(out, own(h), rtol=1e-5, atol=1e-5)
+    chex.assert_trees_all_equal(state, variables.state)
+    first, state = apply(*variables, h, KEY, True)
+    again, _ = apply(*variables, h, KEY, True)
+    other, other_state = apply(*variables, h, jax.random.key(1), True)
+    np.testing.assert_array_equal(first, again)
+    assert bool((first != other).any())
+    assert 0.3 < float((first == 0).mean()) < 0.7
+    own.dropout.rate = 0.0
+    own.train()
+    own(h)
+    np.testing.assert_allclose(state["rest"]["norm"]["mean"][...], own.norm.mean[...], rtol=1e-5)
+    # Random numbers come from the key and leave no trace in the state.
+    chex.assert_trees_all_equal(state, other_state)
+
+
+def test_nnx_modules_in_a_chain_train_as_backprop_does():
+    x, y = jax.random.normal(KEY, (8, 3)), jnp.arange(8) % 4
+    modules = [
+        decoupled.from_nnx(NNXNoisy, "noisy"),
+        decoupled.from_nnx(lambda rngs: nnx.Linear(4, 4, rngs=rngs), "output"),
+    ]
+    learner = helpers.make_learner(modules, decoupled.estimators.backprop())
+    state = jax.jit(learner.init)(KEY, x, y)
+    new, _ = jax.jit(learner.update)(state, x, y, KEY)
+    expected = helpers.mean_loss_gradients(modules, state, x, y, KEY)
+    chex.assert_trees_all_close(helpers.steps_taken(state, new), expected, atol=1e-6)
+    assert learner.predict(new, x).shape == (8, 4)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from decoupled.boundaries.primitive import boundary
+from decoupled.boundaries.primitive import boundary, per_example
 from decoupled.checks import naming
 from decoupled.errors import UsageError
 from decoupled.types import Array, Estimator
@@ -20,7 +20,8 @@ class Boundary(nn.Module):
 
     Its parameters are `est_params` in the collection "params", beside those of the layers, so that one
     `jax.grad` gives all gradients; `split_optimizer` then treats them as the estimator's. Where nothing is
-    trained (a fixed feedback matrix) they are in the collection "feedback", to be passed along unchanged.
+    trained (a fixed feedback matrix) they are in the collection "feedback", to be passed along unchanged
+    (and to be listed, beside "params", in `variable_axes` of `nn.scan` or `nn.vmap`).
 
     Attributes:
       estimator: where the gradient of what lies below comes from.
@@ -50,11 +51,9 @@ class Boundary(nn.Module):
         name = f"boundary {'/'.join(self.path) or self.name or 'Boundary'}"
 
         def init(key):
-            examples = h.reshape(-1, *h.shape[self.batch_axes :])
+            examples, labels = per_example((h, y), self.batch_axes)
             if y is None:
                 labels = jnp.zeros(examples.shape[:1], jnp.int32)
-            else:
-                labels = y.reshape(-1, *y.shape[self.batch_axes :])
             with naming(name):
                 return self.estimator.init(key, examples, labels)
 

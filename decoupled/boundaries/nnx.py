@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from decoupled.boundaries.primitive import boundary
+from decoupled.boundaries.primitive import boundary, per_example
 from decoupled.checks import naming
 from decoupled.types import Array, Estimator, PyTree
 
@@ -48,10 +48,11 @@ class NNXBoundary(nnx.Module):
           UsageError: the estimator is not for activations of this shape.
         """
         shape = (features,) if isinstance(features, int) else tuple(features)
-        labels = jnp.zeros((1,), jnp.int32) if y is None else y
+        labels = jnp.zeros((1,), jnp.int32) if y is None else per_example(y, batch_axes)
+        examples = jax.tree.leaves(labels)[0].shape[0]
         self.name = f"boundary {name}" if name else f"boundary of {estimator.name} on {shape}"
         with naming(self.name):
-            est_params = estimator.init(rngs.params(), jnp.zeros((len(labels), *shape)), labels)
+            est_params = estimator.init(rngs.params(), jnp.zeros((examples, *shape)), labels)
         kind = nnx.Param if estimator.training_gradient is not None else Feedback
         self.est_params = nnx.data(_wrapped(kind, est_params))
         self.estimator = nnx.static(estimator)

@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
+from decoupled.boundaries.linen import FEEDBACK
 from decoupled.errors import UsageError
 from decoupled.types import PyTree
 
@@ -75,6 +77,8 @@ def _split(tree: PyTree) -> tuple[PyTree, dict[str, PyTree]]:
     boundaries: dict[str, PyTree] = {}
 
     def place(path: tuple, leaf):
+        if _is_fixed(path):
+            return None
         where = _boundary_of(path)
         if where is None:
             return leaf
@@ -93,6 +97,8 @@ def _join(like: PyTree, rest: PyTree, boundaries: dict[str, PyTree]) -> PyTree:
     others = iter(jax.tree.leaves(rest))
 
     def find(path: tuple, leaf):
+        if _is_fixed(path):
+            return jnp.zeros_like(leaf)
         where = _boundary_of(path)
         if where is None:
             return next(others)
@@ -105,12 +111,21 @@ def _join(like: PyTree, rest: PyTree, boundaries: dict[str, PyTree]) -> PyTree:
     return jax.tree.map_with_path(find, like)
 
 
+def _keys(path: tuple) -> list:
+    """The keys that lead to a leaf, without the attribute in which NNX's variables hold their arrays."""
+    keys = [getattr(entry, "key", getattr(entry, "idx", None)) for entry in path]
+    return [key for key in keys if key is not None]
+
+
+def _is_fixed(path: tuple) -> bool:
+    return FEEDBACK in _keys(path)
+
+
 def _boundary_of(path: tuple) -> tuple[str, tuple] | None:
     """The path of the boundary that a leaf belongs to, and the leaf's keys within its est_params."""
-    # NNX wraps each array in a variable, whose attribute is no key of the tree that we split.
-    keys = [getattr(entry, "key", getattr(entry, "idx", None)) for entry in path]
-    keys = [key for key in keys if key is not None]
+    keys = _keys(path)
     if _EST_PARAMS not in keys:
         return None
     at = keys.index(_EST_PARAMS)
-    return "/".join(map(str, keys[:at])), tuple(keys[at + 1 :]) or ("",)  # parameters that are one array
+    within = tuple(keys[at + 1 :]) or ("",)  # parameters that are one array
+    return "/".join(map(str, keys[:at])), within

@@ -38,7 +38,8 @@ def boundary(
     """h itself; but under `jax.grad`, what is below gets the estimator's gradient in place of the true one.
 
     The gradient with respect to `est_params` is the estimator's own training gradient, for its optimizer.
-    Nothing is asked of y and error while no gradient is taken, so evaluation can leave them out.
+    Nothing is asked of y and error while no gradient is taken, so evaluation can leave them out. To an
+    estimator all examples are alike: those that the loss masks out are better left out of h.
 
     Args:
       estimator: whose estimate is handed down.
@@ -49,8 +50,10 @@ def boundary(
         the same parameters and `losses.output_error`.
       use_estimate: False (or a traced boolean that is) hands the true gradient down, while the
         estimator goes on learning: for a warm-up, or every k-th step.
-      num_examples: the loss is a mean over so many examples; those of h where it is not given. 1 for
-        a loss that is a sum; the number of unmasked examples for a masked mean.
+      num_examples: the loss is a mean over so many examples; those of h where it is not given. Give
+        it where these differ: 1 for a loss that is a sum; time * batch inside a scan over time, if the
+        loss is a mean over both; the examples of all devices, if the loss is averaged over devices
+        before it is differentiated; divided by the scale of a loss that is scaled.
       batch_axes: 1 for (batch, ...); 2 for (batch, time, ...), where every token counts as an example
         and is given a gradient of its own; 0 under `jax.vmap` over examples.
       name: how errors call this boundary.
@@ -62,13 +65,10 @@ def boundary(
       UsageError: (where a gradient is taken) y or error is missing, a shape does not fit, or h holds
         no real numbers.
     """
-    if not jnp.issubdtype(h.dtype, jnp.inexact):
+    if not jnp.issubdtype(h.dtype, jnp.floating):
         raise UsageError(f"{name}: h is {h.dtype}, which has no gradient: put the boundary after a layer")
     count = math.prod(h.shape[:batch_axes])
     total = jnp.asarray(count if num_examples is None else num_examples, jnp.float32)
-
-    def per_example(tree: PyTree) -> PyTree:
-        return jax.tree.map(lambda leaf: leaf.reshape(count, *leaf.shape[batch_axes:]), tree)
 
     @jax.custom_vjp
     def identity(est_params: PyTree, h: Array, y: Any, error: Any, use_estimate: Array, total: Array):
@@ -82,7 +82,8 @@ def boundary(
         est_params, h, y, error, use_estimate, total = arguments
         check_examples(name, h, y, error, batch_axes)
         scale = total.astype(jnp.promote_types(cotangent.dtype, jnp.float32))
-        rows, y, error, incoming = per_example((h, y, error, (cotangent * scale).astype(h.dtype)))
+        incoming = (cotangent * scale).astype(h.dtype)
+        rows, y, error, incoming = per_example((h, y, error, incoming), batch_axes)
         signal = estimator.reads.choose(error=error, incoming=incoming)
         grad_h_hat = checked_estimate(name, estimator, est_params, rows, y, signal)
         estimated = (grad_h_hat.reshape(h.shape) / scale).astype(h.dtype)
@@ -96,6 +97,15 @@ def boundary(
     identity.defvjp(forward, backward)
     est_params = _vary_like(h, est_params)
     return identity(est_params, h, y, error, jnp.asarray(use_estimate), total)
+
+
+def per_example(tree: PyTree, batch_axes: int) -> PyTree:
+    """Makes one leading axis of those that count examples."""
+
+    def flatten(leaf: Array) -> Array:
+        return leaf.reshape(math.prod(leaf.shape[:batch_axes]), *leaf.shape[batch_axes:])
+
+    return jax.tree.map(flatten, tree)
 
 
 def _vary_like(h: Array, tree: PyTree) -> PyTree:

@@ -9,12 +9,13 @@ from decoupled.types import Array, Estimator, Key, PyTree, Reads
 
 
 def kickback() -> Estimator:
-    """error A, with A made of ones: every unit is told the error of its output, as if it helped it.
+    """error A, with A of zeros and ones: every unit is told the error of its output, as if it helped it.
 
     For one output, A is a row of ones: the global error goes to all units alike. With several, the units
-    are dealt out to the outputs in turn, since the sum over outputs of a log loss's error is always zero.
-    A is scaled by 1 / sqrt(features). Balduzzi et al. also multiply by each unit's influence on the next
-    layer; reading it would lock the module to the one above, so it is taken as equal for all ("coherence").
+    (of a map, its channels) are dealt out to the outputs in turn, since a log loss's error always sums to
+    zero over the outputs. A is scaled by 1 / sqrt(features). Balduzzi et al. treat one output, and multiply
+    by each unit's influence on the next layer; reading that would lock the module to the one above, so it
+    is taken as equal for all here ("coherence").
 
     References:
       Balduzzi et al. 2015, "Kickback cuts Backprop's red-tape" (arXiv 1411.6191); U17's table of methods,
@@ -29,7 +30,9 @@ def kickback() -> Estimator:
         del est_params, y
         assert signal is not None
         error, features = flatten(signal), flatten(h).shape[1]
-        output_of_unit = jnp.arange(features) % error.shape[1]
-        return (error[:, output_of_unit] / math.sqrt(features)).reshape(h.shape)
+        output_of_unit = jnp.arange(h.shape[-1]) % error.shape[1]
+        told = error[:, output_of_unit] / math.sqrt(features)
+        return jnp.broadcast_to(told.reshape(h.shape[0], *[1] * (h.ndim - 2), h.shape[-1]), h.shape)
 
-    return Estimator("kickback", init, estimate, None, Reads.ERROR, form="error A, A of ones", sees_y=False)
+    form = "error A, A of 0 and 1"
+    return Estimator("kickback", init, estimate, None, Reads.ERROR, form=form, sees_y=False)

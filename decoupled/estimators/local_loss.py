@@ -8,6 +8,7 @@ from flax import linen as nn
 
 from decoupled.estimators.synthetic_gradient import flatten
 from decoupled.losses import softmax_cross_entropy
+from decoupled.own_layers import own_layers
 from decoupled.types import Array, Estimator, Key, Loss, PyTree
 
 # (est_params, h, y) -> one loss per example, (batch,).
@@ -32,7 +33,7 @@ def local_loss(
 
     def init(key: Key, h: Array, y: Array) -> PyTree:
         del y
-        return head.init(key, h)["params"]
+        return head.first_params(key, h)
 
     def losses(est_params: PyTree, h: Array, y: Array) -> Array:
         return loss(head.predict(est_params, h), y)
@@ -73,5 +74,11 @@ class AuxiliaryHead(nn.Module):
 
     def predict(self, params: PyTree, h: Array) -> Array:
         """Its output with given parameters."""
-        out: Any = self.apply({"params": params}, h)
+        with own_layers():
+            out: Any = self.apply({"params": params}, h)
         return out
+
+    def first_params(self, key: Key, h: Array) -> PyTree:
+        """Those to start from, for activations like h."""
+        with own_layers():
+            return self.init(key, h)["params"]

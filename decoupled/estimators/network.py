@@ -9,6 +9,7 @@ from flax import linen as nn
 
 from decoupled.errors import UsageError
 from decoupled.estimators.synthetic_gradient import Context, by_gradient, flatten
+from decoupled.own_layers import own_layers
 from decoupled.types import Array, Estimator, Key, PyTree
 
 
@@ -23,11 +24,13 @@ def network(linen_module: nn.Module, context: Context = None, name: str = "netwo
         return None if context is None else context(y)
 
     def init(key: Key, h: Array, y: Array) -> PyTree:
-        return linen_module.init(key, h, encode(y))["params"]
+        with own_layers():
+            return linen_module.init(key, h, encode(y))["params"]
 
     def estimate(est_params: PyTree, h: Array, y: Array, signal: Array | None = None) -> Array:
         del signal
-        out: Any = linen_module.apply({"params": est_params}, h, encode(y))
+        with own_layers():
+            out: Any = linen_module.apply({"params": est_params}, h, encode(y))
         return out
 
     form = f"{name}(h)" if context is None else f"{name}(h, y)"

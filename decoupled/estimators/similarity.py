@@ -23,7 +23,7 @@ def similarity(
 
     S is the matrix of cosines between the examples of a batch, each centred over its features; the square
     is the mean over pairs. An example's gradient therefore depends on the rest of its batch: under a mapped
-    axis, on the examples of its own device.
+    axis, on the examples of its own device. S has (examples)^2 entries: better not to count tokens here.
 
     Args:
       num_outputs: of the predicting part, a linear classifier.
@@ -47,10 +47,12 @@ def similarity(
         head_key, key = jax.random.split(key)
         return {
             "M": _KERNEL_INIT(key, (flatten(h).shape[1], width)),
-            "head": head.init(head_key, h)["params"],
+            "head": head.first_params(head_key, h),
         }
 
     def losses(est_params: PyTree, h: Array, y: Array) -> Array:
+        if weight > 0 and h.shape[0] == 1:
+            raise UsageError("the similarity loss compares examples, but the batch holds only one")
         difference = cosines(flatten(h) @ est_params["M"]) - cosines(context(y))
         prediction = loss(head.predict(est_params["head"], h), y)
         return weight * jnp.square(difference).mean(1) + (1 - weight) * prediction

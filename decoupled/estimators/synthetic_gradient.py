@@ -7,6 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from decoupled.errors import UsageError
 from decoupled.types import Array, PyTree
 
 # y -> (batch, context_features), or None for an estimator that sees h alone.
@@ -17,7 +18,11 @@ def one_hot(num_classes: int) -> Callable[[Array], Array]:
     """Context from integer labels: (batch,) -> (batch, num_classes)."""
 
     def encode(y: Array) -> Array:
-        chex.assert_rank(y, 1)
+        if y.ndim != 1 or not jnp.issubdtype(y.dtype, jnp.integer):
+            raise UsageError(
+                f"one_hot encodes integer labels, one an example, but y is {y.dtype} of shape {y.shape}"
+                " (for a label a token, let a boundary count tokens as examples: batch_axes=2)"
+            )
         return jax.nn.one_hot(y, num_classes)
 
     return encode

@@ -10,6 +10,8 @@ import optax
 import pytest
 from flax import linen as nn
 from flax import nnx
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 import decoupled
 from decoupled import Boundary, NNXBoundary, estimators, losses
@@ -100,7 +102,7 @@ def test_a_fixed_matrix_lives_beside_the_parameters_and_is_reproducible():
     def with_error(params):
         logits, _ = model.apply({"params": params, **rest}, x, train=True, mutable=["batch_stats"])
         error = losses.output_error(losses.softmax_cross_entropy, logits, y)[1]
-        return loss_of(model, params, rest, x, y, error=jax.lax.stop_gradient(error))[0]
+        return loss_of(model, params, rest, x, y, error=error)[0]
 
     gradient = jax.grad(with_error)(params)
     assert all(np.any(leaf) for leaf in jax.tree.leaves(gradient["dense_0"]["kernel"]))
@@ -186,6 +188,40 @@ def test_lifted_transformations(lift):
     chex.assert_trees_all_close(gradient(True, params), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("estimator", [LINEAR, DIRECT], ids=["trained", "fixed"])
+def test_linen_boundaries_on_two_devices(estimator):
+    x, y = helpers.batch()
+    model = Network(estimator, dropout=0.0)
+    variables = model.init(KEY, x, y)
+    params = jax.tree.map(lambda w: w + 0.1, variables["params"])
+    rest = {name: value for name, value in variables.items() if name != "params"}
+
+    def gradient(params, rest, x, y):
+        def loss(params):
+            logits = model.apply({"params": params, **rest}, x)
+            error = losses.output_error(losses.softmax_cross_entropy, logits, y)[1]
+            logits = model.apply({"params": params, **rest}, x, y, error)
+            return losses.softmax_cross_entropy(logits, y).mean()
+
+        return jax.grad(loss)(params)
+
+    expected = jax.jit(gradient)(params, rest, x, y)
+    halves = x.reshape(2, 4, 5), y.reshape(2, 4)
+    mapped = jax.pmap(
+        lambda *a: jax.lax.pmean(gradient(*a), "data"), axis_name="data", in_axes=(None, None, 0, 0)
+    )(params, rest, *halves)
+    chex.assert_trees_all_close(jax.tree.map(lambda g: g[1], mapped), expected, rtol=1e-4, atol=1e-5)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+    summed = jax.shard_map(
+        lambda *a: jax.tree.map(lambda g: g / 2, gradient(*a)),
+        mesh=mesh,
+        in_specs=(P(), P(), P("data"), P("data")),
+        out_specs=P(),
+    )
+    sharded = jax.jit(summed)(params, rest, x, y)
+    chex.assert_trees_all_close(sharded, expected, rtol=1e-4, atol=1e-5)
+
+
 class NNXNetwork(nnx.Module):
     def __init__(self, estimator, rngs):
         self.dense = nnx.Linear(5, 4, rngs=rngs)
@@ -254,6 +290,8 @@ def test_nnx_fixed_parameters_are_no_params():
     assert np.any(gradient["dense"]["kernel"][...])
     with pytest.raises(decoupled.UsageError, match=r"boundary first: direct.* none has reached it"):
         nnx.grad(nnx_loss)(model, x, y)
+    tokens = jnp.zeros((2, 3), jnp.int32)
+    NNXBoundary(LINEAR, 4, y=tokens, batch_axes=2, rngs=nnx.Rngs(0))
     with pytest.raises(decoupled.UsageError, match=r"boundary third: a convolutional .* \(1, 4\)"):
         NNXBoundary(estimators.convolutional(), 4, rngs=nnx.Rngs(0), name="third")
 

@@ -123,6 +123,14 @@ def test_boundaries_and_optimizers_must_match_by_name():
         tx.init(params)
 
 
+def test_feedback_weights_that_are_passed_along_stay():
+    params = {"params": {"w": jnp.ones(3)}, "feedback": {"cut": {"est_params": {"B": jnp.ones(3)}}}}
+    tx = decoupled.split_optimizer(optax.adamw(0.1), optax.adamw(0.1))
+    updates, _ = tx.update(params, tx.init(params), params)
+    assert not np.any(updates["feedback"]["cut"]["est_params"]["B"])
+    assert np.all(updates["params"]["w"])
+
+
 def test_a_model_without_trained_estimators_is_all_layers():
     params = {"w": jnp.ones(3)}
     tx = decoupled.split_optimizer(optax.sgd(1.0), optax.set_to_zero())

@@ -45,7 +45,7 @@ def mean_loss(learner, modules, est_params, x, y, **options):
     error = None
     if learner.estimators[0].reads is Reads.ERROR:
         output = forward(learner, modules, est_params, x, y)
-        error = jax.lax.stop_gradient(losses.output_error(learner.loss, output, y)[1])
+        error = losses.output_error(learner.loss, output, y)[1]
     output = forward(learner, modules, est_params, x, y, error, **options)
     return learner.loss(output, y).mean()
 
@@ -310,6 +310,51 @@ def test_what_is_missing_is_told_by_name(around):
         around(lambda h: grad_at(linear, linear.init(KEY, x, y), h, y[:1]))(x)
     with pytest.raises(decoupled.UsageError, match=r"^mine: the error has shape \(4, 3\), but h"):
         around(lambda h: grad_at(direct, direct.init(KEY, x, y), h, y, jnp.ones((4, 3))))(x)
+
+
+@pytest.mark.parametrize("name", ["linear", "probe"])
+def test_a_scan_over_time_is_told_how_many_examples_the_loss_has(name):
+    """As the tokens of one activation: the estimator of every time step is the same."""
+    estimator = METHODS[name]
+    x, y = helpers.batch(features=4)
+    h, y = x.reshape(2, 4, 4), y.reshape(2, 4)  # time, batch, features
+    est_params = jax.tree.map(lambda w: w + 0.1, estimator.init(KEY, x, y.ravel()))
+
+    def at_once(est_params, h):
+        return jnp.square(decoupled.boundary(estimator, est_params, h, y, batch_axes=2)).mean()
+
+    def scanned(est_params, h):
+        def step(total, now):
+            out = decoupled.boundary(estimator, est_params, *now, num_examples=8)
+            return total + jnp.square(out).sum(), None
+
+        return jax.lax.scan(step, 0.0, (h, y))[0] / h.size
+
+    expected = jax.jit(jax.grad(at_once, (0, 1)))(est_params, h)
+    chex.assert_trees_all_close(jax.jit(jax.grad(scanned, (0, 1)))(est_params, h), expected, atol=1e-6)
+
+
+def test_maps_and_their_convolutional_estimator():
+    """Boundary form = chain form, on (batch, height, width, channels)."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(8, 4, 4, 2)), jnp.float32)
+    _, y = helpers.batch()
+    sg = estimators.convolutional((3,), context=estimators.one_hot(helpers.CLASSES))
+    modules = decoupled.cut(decoupled.models.cnn((4,), helpers.CLASSES, kernel_size=3), [0])
+    learner = helpers.make_learner(modules, sg)
+    state = helpers.noisy(jax.jit(learner.init)(jax.random.key(0), x, y))
+    new, _ = jax.jit(learner.update)(state, x, y, KEY)
+    grad_modules, est_gradients = gradients(learner, *parameters(state), x, y)
+    chex.assert_trees_all_close(grad_modules, helpers.steps_taken(state, new), rtol=1e-4, atol=1e-5)
+    expected = jax.tree.map(jnp.subtract, state.estimators[0].params, new.estimators[0].params)
+    chex.assert_trees_all_close(est_gradients[0], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_labels_of_tokens_need_tokens_as_examples():
+    x, y = helpers.batch(features=4)
+    linear = METHODS["linear"]
+    with pytest.raises(decoupled.UsageError, match=r"^mine: one_hot encodes .* batch_axes=2"):
+        grad_at(linear, linear.init(KEY, x, y), x.reshape(2, 4, 4), y.reshape(2, 4))
 
 
 def test_integers_have_no_gradient():

@@ -91,6 +91,22 @@ def test_kickback_tells_every_unit_its_outputs_error():
     np.testing.assert_allclose(one_output, np.tile(output_error()[:, :1] / np.sqrt(7), 7), rtol=1e-6)
 
 
+def test_kickback_tells_every_position_of_a_channel_the_same():
+    _, y = activations()
+    h = jnp.zeros((8, 3, 3, 5))
+    estimate = np.asarray(estimators.kickback().estimate({}, h, y, output_error()))
+    for channel in range(5):
+        expected = np.broadcast_to(output_error()[:, None, None, channel % 3] / np.sqrt(45), (8, 3, 3))
+        np.testing.assert_allclose(estimate[..., channel], expected, rtol=1e-6)
+
+
+def test_similarity_needs_something_to_compare():
+    h, y = activations()
+    estimator = estimators.similarity(helpers.CLASSES, CONTEXT)
+    with pytest.raises(decoupled.UsageError, match="the batch holds only one"):
+        estimator.estimate(estimator.init(KEY, h[:1], y[:1]), h[:1], y[:1], None)
+
+
 def test_noise_is_normal_and_new_for_every_activation_and_boundary():
     h, y = activations(size=500, features=100)
     estimator = estimators.noise(scale=3.0)

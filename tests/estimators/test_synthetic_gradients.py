@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+import decoupled
 from decoupled import estimators
 from tests import helpers
 
@@ -126,5 +127,6 @@ def test_recursive_least_squares_survives_features_that_never_move():
 
 
 def test_one_hot_wants_a_vector_of_labels():
-    with pytest.raises(AssertionError):
-        CONTEXT(jnp.zeros((4, 1), jnp.int32))
+    for y in (jnp.zeros((4, 1), jnp.int32), jnp.zeros(4)):
+        with pytest.raises(decoupled.UsageError, match="one_hot encodes integer labels, one an example"):
+            CONTEXT(y)

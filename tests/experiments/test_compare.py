@@ -40,7 +40,7 @@ def test_published_orderings_come_out(compared):
     rows, _, _ = compared
     accuracy = {name: statistics.mean(row["test_accuracy"]) for name, row in rows.items()}
     fixed = ("feedback_alignment", "direct_feedback_alignment")
-    assert accuracy["backprop"] > max(accuracy[name] for name in fixed)
+    assert accuracy["backprop"] >= accuracy["sign_symmetric"]
     assert accuracy["sign_symmetric"] > max(accuracy[name] for name in fixed)
     assert min(accuracy[name] for name in fixed) > accuracy["noise"] + 0.05
     cosine = {name: statistics.mean(row["cosine"]) for name, row in rows.items()}
@@ -72,7 +72,7 @@ def test_every_method_has_a_row_and_a_form():
     assert methods().keys() - rows.keys() == {"convolutional"}
     assert next(iter(rows)) == "backprop"
     config = compare.sized(compare_config.get_config())
-    for name in ("probe", "linear", "linear, no labels", "sign_symmetric"):
+    for name in ("probe", "linear", "linear_unconditional", "sign_symmetric"):
         told = compare.declared(compare.job_of(config, rows[name]))
         assert told["form"]
         assert told["trained"] == (name != "sign_symmetric")
@@ -84,9 +84,11 @@ def test_every_method_has_a_row_and_a_form():
 
 def test_a_seed_gives_what_train_gives(tmp_path):
     config = compare.sized(compare_config.get_config())
-    config.epochs, config.seed = 2, 1
-    job = compare.job_of(config, {"estimator.name": "linear"})
+    config.epochs = 2
+    config.validation_examples = 0
+    job = compare.job_of(config, {"estimator.name": "linear"})._replace(seed=1)
     result = compare.train(job, seeds=2)
+    assert result["validation_accuracy"] == []
     with Workdir(tmp_path / "run", {}) as workdir:
         summary = train_and_evaluate(job, workdir)
     assert result["test_accuracy"][1] == pytest.approx(summary["test_accuracy"], abs=0.012)
@@ -98,6 +100,8 @@ def test_a_seed_gives_what_train_gives(tmp_path):
     [
         (["--config.methods=prob"], "config.methods names 'prob': choose from backprop"),
         (["--config.dataset=procedural"], "no default for the data set 'procedural': set it"),
+        (["--config.seeds=0"], "config.seeds is 0: choose whole numbers at least 1"),
+        (["--config=configs/digits.py"], "has no methods, seeds, timing_turns: use configs/compare.py"),
         (["--config.boundaries=none"], "leaves nothing to compare"),
         (["--config.epoch=3"], "did you mean"),
     ],
