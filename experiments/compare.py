@@ -29,7 +29,7 @@ from benchmarks.timing import interleaved_seconds
 from configs.compare import SIZES
 from decoupled.builder import build, check_range, methods
 from decoupled.data import shuffled_batches
-from decoupled.errors import UsageError
+from decoupled.errors import TrainingError, UsageError
 from decoupled.training.loop import Job
 from decoupled.training.step import alignment_step, evaluator, no_totals, train_step
 from decoupled.types import PyTree
@@ -155,7 +155,8 @@ def train(job: Job, seeds: int) -> dict[str, Any]:
     return {
         "validation_accuracy": [evaluate(state, job.validation)["accuracy"] for state in held_out],
         "test_accuracy": [evaluate(state, job.dataset.test)["accuracy"] for state in singles],
-        "cosine": [round(float(cosine), 4) for cosine in np.mean(cosines, axis=(0, 1))],
+        # Zero where it is not a number, which JSON does not have and "diverged" tells.
+        "cosine": np.nan_to_num(np.mean(cosines, axis=(0, 1)).astype(float)).round(4).tolist(),
         "diverged": not np.isfinite(losses).all(),
         "vectorising_gain": round(gain, 2),
     }
@@ -198,11 +199,17 @@ def declared(job: Job) -> dict[str, Any]:
 
 def write(out: Path, result: dict[str, Any]) -> None:
     """Both files, whole or not at all."""
-    texts = {"compare.json": json.dumps(result, indent=2) + "\n", "compare.html": render(result)}
+    texts = {
+        "compare.json": json.dumps(result, indent=2, allow_nan=False) + "\n",
+        "compare.html": render(result),
+    }
     for name, text in texts.items():
         partial = out / f".{name}.partial"
-        partial.write_text(text)
-        os.replace(partial, out / name)
+        try:
+            partial.write_text(text)
+            os.replace(partial, out / name)
+        except OSError as error:
+            raise TrainingError(f"cannot write results to {out}: {error.strerror}") from error
 
 
 def compare(config: ConfigDict, out: Path) -> None:

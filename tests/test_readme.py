@@ -9,7 +9,9 @@ import jax
 import pytest
 
 from benchmarks import accuracy
+from configs import compare as compare_config
 from configs import digits, fashion_mnist
+from experiments import compare
 from tests.commands import ROOT, run
 from tests.data.formats import write_idx_files
 
@@ -110,6 +112,32 @@ def test_results_table_has_every_row_of_the_benchmark():
         flags = re.escape(accuracy.flags(options))
         assert re.search(rf"\| {re.escape(name)} \| [\d.]+ ± [\d.]+ \| {flags} \|", README)
         fashion_mnist.get_config().update_from_flattened_dict(options)  # refuses an unknown field
+
+
+def methods_table():
+    """Name of a row -> its other cells."""
+    lines = README.partition("## Methods")[2].partition("\n## ")[0].splitlines()
+    rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in lines if line.startswith("|")][2:]
+    return {row[0].strip(): [cell.strip() for cell in row[1:]] for row in rows}
+
+
+def test_methods_table_has_every_method_and_what_it_waits_for():
+    table, config = methods_table(), compare.sized(compare_config.get_config())
+    assert table.keys() == compare.all_rows().keys()
+    for name, options in compare.all_rows().items():
+        told = compare.declared(compare.job_of(config, options))
+        waits = "the output error" if told["locks"]["update"] else "nothing"
+        waits = "the module above" if told["locks"]["backward"] else waits
+        assert table[name][:2] == [told["form"].replace("|", "\\|"), waits]
+
+
+def test_published_orderings_are_in_the_methods_table():
+    accuracy = {name: float(cells[2].split()[0]) for name, cells in methods_table().items()}
+    fixed = accuracy["feedback_alignment"], accuracy["direct_feedback_alignment"]
+    assert accuracy["backprop"] > accuracy["sign_symmetric"] > max(fixed)
+    assert min(fixed) > accuracy["noise"]
+    for local in ("probe", "local_loss"):
+        assert accuracy[local] > accuracy["backprop"] - 1.5
 
 
 def test_links_lead_somewhere():

@@ -104,6 +104,7 @@ def _solver(decay: float, ridge: float, solve_every: int) -> optax.GradientTrans
 
 
 @partial(jnp.vectorize, signature="(n,n),(n,m),()->(n,m)")  # layers under a scan are stacked
+@jax.custom_batching.sequential_vmap  # LAPACK, one by one, is far faster than XLA's batched solver on CPUs
 def _solve(gram: Array, cross: Array, ridge: Array) -> Array:
     # Relative to the trace, so that averages still growing from zero need no correction.
     damping = ridge * jnp.trace(gram) / gram.shape[0] + jnp.finfo(gram.dtype).tiny
