@@ -125,22 +125,15 @@ def batches(job: Job, seeds: int, epoch: int):
         yield tuple(np.stack(arrays) for arrays in zip(*parts, strict=True))
 
 
-def vectorising_gain(job: Job, seeds: int) -> float:
-    """Time of a step of all seeds one after the other, over that of one at once."""
-    state, totals, keys = initial(job, seeds)
-    batch = next(batches(job, seeds, 1))
-    step = train_step(job.learner, job.preprocess)
-    steps = {str(at_once): jax.jit(over_seeds(step, at_once)) for at_once in (True, False)}
-    arguments = dict.fromkeys(steps, (totals, *batch, keys))
-    seconds = interleaved_seconds(steps, dict.fromkeys(steps, state), arguments, turns=3, steps_a_turn=3)
-    return statistics.median(a / b for a, b in zip(seconds["False"], seconds["True"], strict=True))
-
-
 def train(job: Job, seeds: int) -> dict[str, Any]:
     """Accuracies, one a seed, and the cosine at every boundary, mean over epochs and seeds."""
-    gain = vectorising_gain(job, seeds)
     states, totals, keys = initial(job, seeds)
-    step = jax.jit(over_seeds(train_step(job.learner, job.preprocess), gain > 1), donate_argnums=0)
+    one_step = train_step(job.learner, job.preprocess)
+    steps = {name: jax.jit(over_seeds(one_step, name == "at once")) for name in ("at once", "in turn")}
+    arguments = dict.fromkeys(steps, (totals, *next(batches(job, seeds, 1)), keys))
+    taken = interleaved_seconds(steps, dict.fromkeys(steps, states), arguments, turns=3, steps_a_turn=3)
+    gain = statistics.median(a / b for a, b in zip(taken["in turn"], taken["at once"], strict=True))
+    step = steps["at once" if gain > 1 else "in turn"]
     align = jax.jit(over_seeds(alignment_step(job.learner, job.preprocess), gain > 1))
     cosines, losses = [], []
     for epoch in range(1, job.epochs + 1):

@@ -29,7 +29,8 @@ def split_optimizer(
 
     Works on the parameters of a Linen or NNX model, and on any tree in which an estimator's parameters
     are found under the key "est_params". A model without trained estimators has all its parameters in
-    `layers`.
+    `layers`. What is under the key "feedback", were it passed along, stays as it is. Gradient clipping and
+    the like belong inside `layers`: around this, they would measure the estimators' gradients too.
 
     Args:
       layers: for the model itself.
