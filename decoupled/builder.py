@@ -142,13 +142,19 @@ def _check(config: ml_collections.ConfigDict) -> None:
     check_range(config, "model.mlp.dropout", 0, 0.999)
 
 
+def value_of(config: ml_collections.ConfigDict, field: str) -> Any:
+    """A field by its dotted path, like "model.mlp.width"."""
+    value: Any = config
+    for part in field.split("."):
+        value = value[part]
+    return value
+
+
 def check_range(
     config: ml_collections.ConfigDict, field: str, least: float, most: float, whole: bool = False
 ) -> None:
     """Refuses a field, or a member of a tuple, that is not a number from `least` to `most`."""
-    value: Any = config
-    for part in field.split("."):
-        value = value[part]
+    value = value_of(config, field)
     for member in value if isinstance(value, tuple) else (value,):
         if not isinstance(member, int if whole else int | float) or not least <= member <= most:
             limit = f"at least {least}" if most == math.inf else f"from {least} to {most}"

@@ -10,7 +10,6 @@ The seeds of a method are trained together, by `vmap` where that is faster than 
 
 import json
 import math
-import os
 import platform
 import statistics
 import sys
@@ -27,11 +26,12 @@ from ml_collections import ConfigDict, config_flags
 import command_line
 from benchmarks.timing import interleaved_seconds
 from configs.compare import SIZES
-from decoupled.builder import build, check_range, methods
+from decoupled.builder import build, check_range, methods, value_of
 from decoupled.data import shuffled_batches
 from decoupled.errors import TrainingError, UsageError
 from decoupled.training.loop import Job
 from decoupled.training.step import alignment_step, evaluator, no_totals, train_step
+from decoupled.training.workdir import write_whole
 from decoupled.types import PyTree
 from experiments.compare_page import render
 
@@ -79,15 +79,12 @@ def sized(config: ConfigDict) -> ConfigDict:
         check_range(config, field, 1, math.inf, whole=True)
     config, flat = ConfigDict(config.to_dict()), SIZES.get(config.dataset, {})
     for field in SIZES["digits"]:
-        *path, name = field.split(".")
-        section = config
-        for part in path:
-            section = section[part]
-        if section[name] is None and field not in flat:
-            raise UsageError(f"config.{field} has no default for the data set {config.dataset!r}: set it")
-        if section[name] is None:
-            with section.ignore_type():
-                section[name] = flat[field]
+        if value_of(config, field) is None:
+            if field not in flat:
+                raise UsageError(
+                    f"config.{field} has no default for the data set {config.dataset!r}: set it"
+                )
+            config.update_from_flattened_dict({field: flat[field]})
     return config
 
 
@@ -197,10 +194,8 @@ def write(out: Path, result: dict[str, Any]) -> None:
         "compare.html": render(result),
     }
     for name, text in texts.items():
-        partial = out / f".{name}.partial"
         try:
-            partial.write_text(text)
-            os.replace(partial, out / name)
+            write_whole(out / name, text)
         except OSError as error:
             raise TrainingError(f"cannot write results to {out}: {error.strerror}") from error
 

@@ -54,7 +54,7 @@ class NNXBoundary(nnx.Module):
         with naming(self.name):
             est_params = estimator.init(rngs.params(), jnp.zeros((examples, *shape)), labels)
         kind = nnx.Param if estimator.training_gradient is not None else Feedback
-        self.est_params = nnx.data(_wrapped(kind, est_params))
+        self.est_params = nnx.data(jax.tree.map(kind, est_params))
         self.estimator = nnx.static(estimator)
         self.batch_axes = batch_axes
 
@@ -79,10 +79,6 @@ class NNXBoundary(nnx.Module):
             batch_axes=self.batch_axes,
             name=self.name,
         )
-
-
-def _wrapped(kind: type[nnx.Variable], tree: PyTree) -> PyTree:
-    return jax.tree.map(kind, tree)
 
 
 def _unwrapped(tree: PyTree) -> PyTree:

@@ -62,8 +62,8 @@ def boundary(
       h.
 
     Raises:
-      UsageError: (where a gradient is taken) y or error is missing, a shape does not fit, or h holds
-        no real numbers.
+      UsageError: h holds no real numbers; or, where a gradient is taken, y or error is missing, or a
+        shape does not fit.
     """
     if not jnp.issubdtype(h.dtype, jnp.floating):
         raise UsageError(f"{name}: h is {h.dtype}, which has no gradient: put the boundary after a layer")

@@ -27,7 +27,7 @@ class Workdir:
             self.path.mkdir(parents=True, exist_ok=True)
             self._metrics = open(self.path / "metrics.jsonl", "x")  # noqa: SIM115
             self._events = SummaryWriter(str(self.path), flush_secs=30)
-            self._write("config.json", json.dumps(config, indent=2) + "\n")
+            write_whole(self.path / "config.json", json.dumps(config, indent=2) + "\n")
         except FileExistsError as error:
             raise UsageError(
                 f"{path} already holds a run, or is a file: choose another --workdir"
@@ -59,8 +59,8 @@ class Workdir:
         """Stores the summary and the report; a folder with a summary.json holds a finished run."""
         self.close()
         try:
-            self._write("report.html", report)
-            self._write("summary.json", json.dumps(summary, indent=2) + "\n")
+            write_whole(self.path / "report.html", report)
+            write_whole(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
         except OSError as error:
             raise self._cannot_write(error) from error
 
@@ -75,13 +75,15 @@ class Workdir:
         self._metrics.close()
         self._events.close()
 
-    def _write(self, name: str, text: str) -> None:
-        partial = self.path / f".{name}.partial"
-        partial.write_text(text)
-        os.replace(partial, self.path / name)
-
     def _cannot_write(self, error: OSError) -> TrainingError:
         return TrainingError(f"cannot write results to {self.path}: {error.strerror}")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file in one move: it is there whole, or as it was."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    os.replace(partial, path)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
