@@ -1,0 +1,128 @@
+"""A chain of modules with an estimator above each, or a piece of such a chain; and its state."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from decoupled.checks import naming
+from decoupled.module_update import Rules
+from decoupled.modules import like_output
+from decoupled.stack import Stack, check_block, modules_of, take
+from decoupled.state import EstimatorState, ModuleState
+from decoupled.types import Array, Estimator, Key, Module
+
+
+class Chain(NamedTuple):
+    """Links, lowest first, and the estimators above them.
+
+    Attributes:
+      links: modules and stacks.
+      estimators: one a link; above the highest it may be missing, and then the loss stands there.
+      first: number of modules below the chain, in the network that it is a piece of.
+    """
+
+    links: tuple[Module | Stack, ...]
+    estimators: tuple[Estimator, ...]
+    first: int = 0
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """For each link, the number of modules below it in the network."""
+        offsets = [self.first]
+        for link in self.links:
+            offsets.append(offsets[-1] + len(modules_of(link)))
+        return tuple(offsets[:-1])
+
+    @property
+    def modules(self) -> tuple[Module, ...]:
+        """Every module, those of stacks one by one."""
+        return tuple(module for link in self.links for module in modules_of(link))
+
+    @property
+    def estimator_of_each(self) -> tuple[Estimator, ...]:
+        """The estimators above `modules`, one by one."""
+        pairs = zip(self.links, self.estimators, strict=False)
+        return tuple(estimator for link, estimator in pairs for _ in modules_of(link))
+
+    def where(self, k: int) -> str:
+        """How to call the boundary above link k."""
+        link = self.links[k]
+        if isinstance(link, Stack):
+            return f"the boundaries after {link.name}"
+        return f"boundary {self.offsets[k]} (after {link.name})"
+
+
+class ChainState(NamedTuple):
+    """One entry a link; that of a stack has the states of its blocks along a leading axis.
+
+    Attributes:
+      modules: one a link.
+      estimators: one for each of `Chain.estimators`.
+    """
+
+    modules: tuple[ModuleState, ...]
+    estimators: tuple[EstimatorState, ...]
+
+
+def init_chain_state(rules: Rules, chain: Chain, key: Key, x: Array, y: Array) -> ChainState:
+    """States of all modules and estimators, from one example batch."""
+    module_key, estimator_key = jax.random.split(key)
+
+    def start_module(module: Module, index: Array | int, h: Array) -> ModuleState:
+        variables = module.init(jax.random.fold_in(module_key, index), h)
+        return ModuleState(variables.params, variables.state, rules.optimizer.init(variables.params))
+
+    def start_estimator(spec: Estimator, index: Array | int, h: Array) -> EstimatorState:
+        est_params = spec.init(jax.random.fold_in(estimator_key, index), h, y)
+        return EstimatorState(est_params, rules.optimizer_of(spec).init(est_params))
+
+    modules, estimators, h = [], [], x
+    for k, link in enumerate(chain.links):
+        index = chain.offsets[k]
+        if isinstance(link, Stack):
+            indices = index + jnp.arange(len(link.names))
+            modules.append(jax.vmap(lambda i, m=link.block, h=h: start_module(m, i, h))(indices))
+            check_block(link, take(modules[-1], 0), h)
+        else:
+            modules.append(start_module(link, index, h))
+            h = like_output(link, modules[-1], h)
+        if k < len(chain.estimators):
+            spec = chain.estimators[k]
+            with naming(chain.where(k)):
+                if isinstance(link, Stack):
+                    start = jax.vmap(lambda i, spec=spec, h=h: start_estimator(spec, i, h))
+                    estimators.append(start(indices))
+                else:
+                    estimators.append(start_estimator(spec, index, h))
+    return ChainState(tuple(modules), tuple(estimators))
+
+
+def evaluate_chain(chain: Chain, modules: tuple[ModuleState, ...], h: Array, key: Key) -> Array:
+    """Output of the highest link in evaluation mode; `modules` as in `ChainState`."""
+
+    def run(module: Module, state: ModuleState, h: Array) -> Array:
+        return module.apply(state.params, state.state, h, key, False)[0]
+
+    for link, state in zip(chain.links, modules, strict=True):
+        if isinstance(link, Stack):
+            h, _ = jax.lax.scan(lambda h, block, m=link.block: (run(m, block, h), None), h, state)
+        else:
+            h = run(link, state, h)
+    return h
+
+
+def unstack(chain: Chain, state: ChainState) -> ChainState:
+    """The same state with one entry a module and one a boundary."""
+
+    def split(entries: tuple[Any, ...]) -> tuple[Any, ...]:
+        pairs = zip(chain.links, entries, strict=False)
+        return tuple(
+            part
+            for link, entry in pairs
+            for part in (
+                [take(entry, i) for i in range(len(link.names))] if isinstance(link, Stack) else [entry]
+            )
+        )
+
+    return ChainState(split(state.modules), split(state.estimators))
