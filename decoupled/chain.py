@@ -20,16 +20,18 @@ class Chain(NamedTuple):
       links: modules and stacks.
       estimators: one a link; above the highest it may be missing, and then the loss stands there.
       first: number of modules below the chain, in the network that it is a piece of.
+      below: the estimator under a piece's lowest link, if its fit is part of the piece's update.
     """
 
     links: tuple[Module | Stack, ...]
     estimators: tuple[Estimator, ...]
-    first: int = 0
+    first: Array | int = 0
+    below: Estimator | None = None
 
     @property
-    def offsets(self) -> tuple[int, ...]:
+    def offsets(self) -> tuple[Array | int, ...]:
         """For each link, the number of modules below it in the network."""
-        offsets = [self.first]
+        offsets: list[Array | int] = [self.first]
         for link in self.links:
             offsets.append(offsets[-1] + len(modules_of(link)))
         return tuple(offsets[:-1])
@@ -45,6 +47,11 @@ class Chain(NamedTuple):
         pairs = zip(self.links, self.estimators, strict=False)
         return tuple(estimator for link, estimator in pairs for _ in modules_of(link))
 
+    def piece(self, start: int, stop: int) -> "Chain":
+        """Links start to stop - 1, with the fit of the estimator below them."""
+        below = self.estimators[start - 1] if start > 0 else self.below
+        return Chain(self.links[start:stop], self.estimators[start:stop], self.offsets[start], below)
+
     def where(self, k: int) -> str:
         """How to call the boundary above link k."""
         link = self.links[k]
@@ -59,10 +66,12 @@ class ChainState(NamedTuple):
     Attributes:
       modules: one a link.
       estimators: one for each of `Chain.estimators`.
+      below: of `Chain.below`.
     """
 
     modules: tuple[ModuleState, ...]
     estimators: tuple[EstimatorState, ...]
+    below: EstimatorState | None = None
 
 
 def init_chain_state(rules: Rules, chain: Chain, key: Key, x: Array, y: Array) -> ChainState:

@@ -10,12 +10,12 @@ import optax
 from decoupled.chain import Chain, ChainState, evaluate_chain, init_chain_state, unstack
 from decoupled.checks import checked_estimate
 from decoupled.errors import UsageError
+from decoupled.fused import update_chain
 from decoupled.losses import output_error
 from decoupled.module_update import Rules, backward, fit, forward, mean_over
 from decoupled.stack import Stack, modules_of
 from decoupled.state import BoundaryMetrics, EstimatorState, LearnerState, Metrics, ModuleState, ModuleStep
 from decoupled.types import Array, Estimator, Key, Loss, Module, PyTree
-from decoupled.walk import update_chain
 
 
 class Learner(NamedTuple):
@@ -60,7 +60,8 @@ class Learner(NamedTuple):
 
     def unstack(self, state: LearnerState) -> LearnerState:
         """The same state with one entry a module and one a boundary, where some are stacked."""
-        return LearnerState(state.step, *unstack(self.chain, ChainState(state.modules, state.estimators)))
+        parts = unstack(self.chain, ChainState(state.modules, state.estimators))
+        return LearnerState(state.step, parts.modules, parts.estimators)
 
 
 def make_learner(
@@ -98,7 +99,8 @@ def make_learner(
     names = tuple(f"boundary {i} (after {module.name})" for i, module in enumerate(flat_modules))
 
     def init(key: Key, x: Array, y: Array) -> LearnerState:
-        return LearnerState(jnp.zeros((), jnp.int32), *init_chain_state(rules, chain, key, x, y))
+        parts = init_chain_state(rules, chain, key, x, y)
+        return LearnerState(jnp.zeros((), jnp.int32), parts.modules, parts.estimators)
 
     def update(state: LearnerState, x: Array, y: Array, key: Key) -> tuple[LearnerState, Metrics]:
         # Modules fold their own index into the key; the next number is free for the coins.
@@ -113,7 +115,8 @@ def make_learner(
         result = update_chain(rules, chain, parts, x, y, key, always=always, active=active)
         loss_now = mean_over(axis_name, jnp.mean(result.losses))
         metrics = Metrics(loss_now, result.h_out, result.boundaries)
-        return LearnerState(state.step + 1, *result.state), metrics
+        new = result.state
+        return LearnerState(state.step + 1, new.modules, new.estimators), metrics
 
     def predict(state: LearnerState, x: Array) -> Array:
         # The key's value cannot matter: nothing is drawn in evaluation mode.

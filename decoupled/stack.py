@@ -1,21 +1,16 @@
-"""A run of equal modules, compiled once: one loop over stacked state that is updated in place.
+"""A run of equal modules, compiled once: their states lie stacked, and a loop updates them in place.
 
-Compile time and temporary memory are those of one block, whatever the depth. In turn `i` the loop reads the
-state of block i and of the estimator above it, and writes block i and the estimator *below* it. Reading and
-writing neighbouring slots of one array in the same turn would make the compiler copy the array; so an
-estimator's slot is read one turn ahead, from the array that the turn before has just written.
+Compile time and temporary memory are those of one block, whatever the depth.
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from decoupled.errors import UsageError
 from decoupled.modules import like_output
-from decoupled.state import BoundaryMetrics, EstimatorState, ModuleState
 from decoupled.types import Array, Module, PyTree
 
 
@@ -84,46 +79,3 @@ def put(stacked: PyTree, slot: PyTree, i: Array | int) -> PyTree:
         return jax.lax.dynamic_update_index_in_dim(leaf, new, i, 0)
 
     return jax.tree.map(write, stacked, slot)
-
-
-class StackUpdate(NamedTuple):
-    """A stack after its update: all but the estimator above its highest block, which waits for a target.
-
-    Attributes:
-      modules, estimators: stacked states.
-      h_out: of the highest block, (batch, ...).
-      metrics: one number a boundary, (blocks,); the last is yet to come.
-    """
-
-    modules: ModuleState
-    estimators: EstimatorState
-    h_out: Array
-    metrics: BoundaryMetrics | None
-
-
-def update_upper_blocks(
-    modules: ModuleState, estimators: EstimatorState, h: Array, step: Callable
-) -> StackUpdate:
-    """Runs `step` on every block but the lowest.
-
-    Args:
-      modules: stacked states, slot 0 already updated.
-      estimators: stacked states of the estimators above each block.
-      h: output of block 0.
-      step: (i, block, below, above, h) -> (block, below, h_out, metrics), a block's update and the fit of
-        the estimator below it.
-    """
-    depth = jax.tree.leaves(modules)[0].shape[0]
-    metrics = jax.eval_shape(step, 1, take(modules, 1), take(estimators, 0), take(estimators, 1), h)[-1]
-    metrics = jax.tree.map(lambda leaf: jnp.zeros((depth,), leaf.dtype), metrics)
-
-    def turn(i: Array, carry: PyTree) -> PyTree:
-        modules, estimators, below, above, h, metrics = carry
-        block, below, h, measured = step(i, take(modules, i), below, above, h)
-        modules, estimators = put(modules, block, i), put(estimators, below, i - 1)
-        ahead = take(estimators, jnp.minimum(i + 1, depth - 1))
-        return modules, estimators, above, ahead, h, put(metrics, measured, i - 1)
-
-    carry = (modules, estimators, take(estimators, 0), take(estimators, 1), h, metrics)
-    modules, estimators, _, _, h, metrics = jax.lax.fori_loop(1, depth, turn, carry)
-    return StackUpdate(modules, estimators, h, metrics)
