@@ -39,7 +39,7 @@ def cut_into_stages(chain: Chain, num_stages: int) -> tuple[Chain, ...]:
         if stop < links and chain.estimators[stop - 1].reads is not Reads.NOTHING:
             name, reads = chain.estimators[stop - 1].name, chain.estimators[stop - 1].reads.value
             raise UsageError(
-                f"{chain.where(stop - 1)}: {name} reads the {reads} signal, which a stage would have to wait"
+                f"{chain.where(stop - 1)}: {name} reads the {reads} signal, which a stage would wait"
                 " for; choose an estimator that reads nothing between stages"
             )
     return tuple(stages)
