@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from decoupled.chain import Chain, ChainState
 from decoupled.errors import UsageError
 from decoupled.module_update import Rules, fit
+from decoupled.stack import Stack
 from decoupled.state import BoundaryMetrics, LearnerState
 from decoupled.types import Array, Reads
 
@@ -35,6 +36,10 @@ def cut_into_stages(chain: Chain, num_stages: int) -> tuple[Chain, ...]:
     edges = list(itertools.accumulate(sizes, initial=0))
     stages = []
     for start, stop in itertools.pairwise(edges):
+        if stop < links and isinstance(chain.links[stop - 1], Stack):
+            raise UsageError(
+                f"{chain.links[stop - 1].name} is a stack: it cannot end a stage; give modules one by one"
+            )
         stages.append(Chain(chain.links[start:stop], chain.estimators[start:stop], chain.offsets[start]))
         if stop < links and chain.estimators[stop - 1].reads is not Reads.NOTHING:
             name, reads = chain.estimators[stop - 1].name, chain.estimators[stop - 1].reads.value

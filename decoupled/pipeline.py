@@ -1,0 +1,265 @@
+"""Stages on devices of their own, all at work all the time: a pipeline without bubbles.
+
+In one tick every stage runs forward, backward and update on its *own* minibatch; then activations and
+labels move one stage on, and targets for the estimator between two stages move one stage back. No stage
+ever waits for an error from the end, so nothing is filled or drained between batches: S stages train on S
+minibatches at once. A target is two ticks old when it arrives; it is fitted with the activation and label
+of its own minibatch.
+
+Each stage is a program of its own on its own devices, and runs as soon as its input is there. Stages may
+differ in every way (an embedding below, a head on top), and nothing is padded to make them equal, as one
+program for all devices (`shard_map` and `ppermute`) would need.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from decoupled.chain import Chain, ChainState
+from decoupled.errors import UsageError
+from decoupled.fused import update_chain
+from decoupled.learner import Learner
+from decoupled.stages import cut_into_stages, fit_top, join_states, split_state
+from decoupled.state import BoundaryMetrics, LearnerState
+from decoupled.types import Array, Key, PyTree
+
+
+class Batch(NamedTuple):
+    """A minibatch on its way up, at one stage.
+
+    Attributes:
+      number: counted from 0 as it was fed.
+      h: what the stage is fed, or has made of it; (batch, ...).
+      y: its labels.
+      key: of its step, as `Learner.update` takes it.
+    """
+
+    number: int
+    h: Array
+    y: Array
+    key: Key
+
+
+class StageState(NamedTuple):
+    """One stage between two ticks.
+
+    Attributes:
+      chain: its modules and estimators.
+      totals: what it has measured so far, summed on its devices.
+      inbox: the minibatch it will run on next; None where none has come.
+      sent: minibatches whose targets are yet to come, with the h that went up.
+      target: a minibatch's number and grad_h of that h, from the stage above; None where none has come.
+    """
+
+    chain: ChainState
+    totals: "StageTotals"
+    inbox: Batch | None
+    sent: tuple[Batch, ...]
+    target: tuple[int, Array] | None
+
+
+class StageTotals(NamedTuple):
+    """Sums over minibatches.
+
+    Attributes:
+      measured: by `measure`, in the highest stage; None in the others.
+      boundaries: of the metrics of each estimator of the stage; None where it is not trained.
+    """
+
+    measured: PyTree
+    boundaries: tuple[BoundaryMetrics | None, ...]
+
+
+class PipelineState(NamedTuple):
+    """All stages, and the number of minibatches fed so far."""
+
+    stages: tuple[StageState, ...]
+    fed: int
+
+
+class Pipeline(NamedTuple):
+    """A learner's chain, trained stage by stage on a mesh. Not to be jitted: its parts are.
+
+    Attributes:
+      start: (LearnerState, x, y) -> PipelineState: puts every stage on its devices, from one example batch.
+      tick: (state, x, y, key) -> state: feeds a minibatch, and runs every stage that has one.
+      drain: state -> state: ticks without feeding, until every minibatch has gone all the way.
+      join: state -> LearnerState, on the devices of the lowest stage.
+      take_totals: state -> (totals of each stage, state with totals of zero).
+      stages: the pieces of the chain.
+    """
+
+    start: Callable[[LearnerState, Array, Array], PipelineState]
+    tick: Callable[[PipelineState, Array, Array, Key], PipelineState]
+    drain: Callable[[PipelineState], PipelineState]
+    join: Callable[[PipelineState], LearnerState]
+    take_totals: Callable[[PipelineState], tuple[tuple[StageTotals, ...], PipelineState]]
+    stages: tuple[Chain, ...]
+
+
+def make_mesh(num_stages: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A (data, stage) mesh of all devices, or those given.
+
+    Raises:
+      UsageError: their number is not a multiple of `num_stages`.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    if len(devices) % num_stages or not devices:
+        raise UsageError(
+            f"{num_stages} stages cannot share {len(devices)} devices equally: choose a number of stages"
+            f" that divides {len(devices)}, or another number of devices"
+        )
+    grid = np.asarray(devices).reshape(num_stages, -1).T
+    return Mesh(grid, ("data", "stage"), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def mean_loss(losses: Array, output: Array, y: Array) -> Array:
+    """The default of `measure`."""
+    del output, y
+    return jnp.mean(losses)
+
+
+def make_pipeline(
+    learner: Learner, mesh: Mesh, measure: Callable[[Array, Array, Array], PyTree] = mean_loss
+) -> Pipeline:
+    """Cuts a learner's chain into as many stages as the mesh has.
+
+    Within a stage everything is as in `Learner.update`; modules are not skipped, whatever its
+    `update_probability`.
+
+    Args:
+      learner: made without `axis_name`. Between stages its estimators must read nothing.
+      mesh: with axes "data" (over which every batch is split) and "stage".
+      measure: (losses, output, y) -> numbers to be summed, in the highest stage.
+
+    Raises:
+      UsageError: there are fewer modules than stages, or an estimator between stages would have to wait.
+    """
+    stages = cut_into_stages(learner.chain, mesh.shape["stage"])
+    top = len(stages) - 1
+    wants_targets = [any(e.training_gradient for e in stage.estimators[-1:]) for stage in stages]
+    meshes = [Mesh(mesh.devices[:, s], ("data",), axis_types=(AxisType.Auto,)) for s in range(len(stages))]
+    whole = [NamedSharding(part, PartitionSpec()) for part in meshes]
+    split = [NamedSharding(part, PartitionSpec("data")) for part in meshes]
+    update = [
+        _stage_update(learner, stage, measure if s == top else None) for s, stage in enumerate(stages)
+    ]
+    fit = [_stage_fit(learner, stage) for stage in stages]
+
+    def send(batch: Batch, s: int) -> Batch:
+        """Moves a minibatch to the devices of stage s."""
+        h, y = jax.device_put((batch.h, batch.y), split[s])
+        return Batch(batch.number, h, y, jax.device_put(batch.key, whole[s]))
+
+    def start(state: LearnerState, x: Array, y: Array) -> PipelineState:
+        placed, h, key = [], x, jax.random.key(0)
+        for s, chain in enumerate(split_state(stages, state)):
+            arguments = (chain, _zero_totals(stages[s], None), h, y, key, np.int32(0))
+            _, totals, h, _ = jax.eval_shape(update[s], *arguments)
+            zeros = _zero_totals(stages[s], totals.measured)
+            # Copied, since stages donate what they are given, and the caller may still need it.
+            chain, zeros = jax.tree.map(jnp.copy, (chain, zeros))
+            chain, zeros = jax.device_put((chain, zeros), whole[s])
+            placed.append(StageState(chain, zeros, None, (), None))
+        return PipelineState(tuple(placed), 0)
+
+    def run(stage: StageState, s: int) -> tuple[StageState, Batch | None, tuple[int, Array] | None]:
+        """One stage's part of a tick; returns what moves on and what moves back."""
+        chain, totals, batch, sent, target = stage
+        if target is not None:
+            number, grad_h = target
+            (fitted_to,) = (b for b in sent if b.number == number)
+            chain, totals = fit[s](chain, totals, fitted_to.h, fitted_to.y, grad_h)
+            sent = tuple(b for b in sent if b.number > number)
+        if batch is None:
+            return StageState(chain, totals, None, sent, None), None, None
+        number = np.int32(batch.number)
+        chain, totals, h_out, grad_h_in = update[s](chain, totals, batch.h, batch.y, batch.key, number)
+        if s == top:
+            return StageState(chain, totals, None, (), None), None, (batch.number, grad_h_in)
+        up = batch._replace(h=h_out)
+        sent = (*sent, up) if wants_targets[s] else ()
+        return StageState(chain, totals, None, sent, None), up, (batch.number, grad_h_in)
+
+    def move(state: PipelineState) -> PipelineState:
+        """Every stage runs; then everything moves."""
+        results = [run(stage, s) for s, stage in enumerate(state.stages)]
+        moved = [stage for stage, _, _ in results]
+        for s, (_, up, down) in enumerate(results):
+            if s < top and up is not None:
+                moved[s + 1] = moved[s + 1]._replace(inbox=send(up, s + 1))
+            if s > 0 and down is not None and wants_targets[s - 1]:
+                target = down[0], jax.device_put(down[1], split[s - 1])
+                moved[s - 1] = moved[s - 1]._replace(target=target)
+        return state._replace(stages=tuple(moved))
+
+    def tick(state: PipelineState, x: Array, y: Array, key: Key) -> PipelineState:
+        lowest = state.stages[0]._replace(inbox=send(Batch(state.fed, x, y, key), 0))
+        return move(PipelineState((lowest, *state.stages[1:]), state.fed + 1))
+
+    def drain(state: PipelineState) -> PipelineState:
+        while any(s.inbox is not None or s.target is not None for s in state.stages):
+            state = move(state)
+        return state
+
+    def join(state: PipelineState) -> LearnerState:
+        parts = jax.device_put([stage.chain for stage in state.stages], whole[0])
+        # Copied: what was in place already would be donated by the next tick.
+        return join_states(jnp.asarray(state.fed, jnp.int32), jax.tree.map(jnp.copy, parts))
+
+    def take_totals(state: PipelineState) -> tuple[tuple[StageTotals, ...], PipelineState]:
+        totals = tuple(stage.totals for stage in state.stages)
+        fresh = [
+            stage._replace(totals=jax.device_put(jax.tree.map(jnp.zeros_like, stage.totals), whole[s]))
+            for s, stage in enumerate(state.stages)
+        ]
+        return totals, state._replace(stages=tuple(fresh))
+
+    return Pipeline(start, tick, drain, join, take_totals, stages)
+
+
+def _stage_update(learner: Learner, stage: Chain, measure: Callable | None) -> Callable:
+    """(chain, totals, h, y, key, number) -> (chain, totals, h_out, grad_h_in), jitted, in place."""
+
+    def update(chain: ChainState, totals: StageTotals, h: Array, y: Array, key: Key, number: Array) -> Any:
+        result = update_chain(learner.rules, stage, chain, h, y, key, always=number >= 0)
+        new = StageTotals(measure and measure(result.losses, result.h_out, y), result.boundaries)
+        return result.state, _add(totals, new), result.h_out, result.grad_h_in
+
+    return jax.jit(update, donate_argnums=(0, 1))
+
+
+def _stage_fit(learner: Learner, stage: Chain) -> Callable:
+    """(chain, totals, h, y, target) -> (chain, totals): fits the estimator on top, jitted, in place."""
+
+    def fit(chain: ChainState, totals: StageTotals, h: Array, y: Array, target: Array) -> Any:
+        chain, metrics = fit_top(learner.rules, stage, chain, h, y, target)
+        others = (None,) * (len(stage.estimators) - 1)
+        return chain, _add(totals, StageTotals(None, (*others, metrics)))
+
+    return jax.jit(fit, donate_argnums=(0, 1))
+
+
+def _zero_totals(stage: Chain, measured: PyTree) -> StageTotals:
+    zero = jnp.zeros((), jnp.float32)
+    boundaries = tuple(
+        None if e.training_gradient is None else BoundaryMetrics(zero, None if e.own_loss else zero)
+        for e in stage.estimators
+    )
+    return StageTotals(jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), measured), boundaries)
+
+
+def _add(totals: StageTotals, new: StageTotals) -> StageTotals:
+    """Sums of what is there on both sides; what is on one side only stays as it is."""
+
+    def add(a: Any, b: Any) -> Any:
+        if a is None or b is None:
+            return b if a is None else a
+        return jax.tree.map(jnp.add, a, b)
+
+    boundaries = tuple(add(a, b) for a, b in zip(totals.boundaries, new.boundaries, strict=True))
+    return StageTotals(add(totals.measured, new.measured), boundaries)
