@@ -57,7 +57,9 @@ class Chain(NamedTuple):
         link = self.links[k]
         if isinstance(link, Stack):
             return f"the boundaries after {link.name}"
-        return f"boundary {self.offsets[k]} (after {link.name})"
+        place = self.offsets[k]
+        # In a program that serves many modules the number is not known.
+        return f"boundary {place} (after {link.name})" if isinstance(place, int) else f"after {link.name}"
 
 
 class ChainState(NamedTuple):

@@ -50,7 +50,7 @@ def update_chain(
     """
     modules, estimators = list(state.modules), list(state.estimators)
     boundaries: list[Any] = [None] * len(chain.estimators)
-    pieces = _pieces(chain)
+    pieces = pieces_of(chain, _MODULES_A_PIECE)
     results: list[ChainStep] = []
 
     def run_whole(piece: Chain, state: ChainState, h: Array) -> ChainStep:
@@ -79,8 +79,15 @@ def update_chain(
     return ChainStep(state, h, lowest.grad_h_in, highest.losses, tuple(boundaries), lowest.below)
 
 
-def _pieces(chain: Chain) -> list[tuple[int, int]]:
-    """First link of each piece, and the one after its last; a stack is a piece of its own."""
+def pieces_of(chain: Chain, size: int) -> list[tuple[int, int]]:
+    """First link of each piece, and the one after its last; a stack is a piece of its own.
+
+    Args:
+      size: least number of modules that make a piece.
+
+    Raises:
+      UsageError: a stack, or the highest link, would have to wait for what is above it.
+    """
     reads = [estimator.reads for estimator in chain.estimators]
     # Whether all modules up to link k have settled once it has.
     free = [read is Reads.NOTHING and Reads.ERROR not in reads[:k] for k, read in enumerate(reads)]
@@ -94,7 +101,7 @@ def _pieces(chain: Chain) -> list[tuple[int, int]]:
                 )
             pieces += [(start, k)] * (start < k) + [(k, k + 1)]
             start = k + 1
-        elif k < len(free) and free[k] and k + 1 - start >= _MODULES_A_PIECE:
+        elif k < len(free) and free[k] and k + 1 - start >= size:
             pieces.append((start, k + 1))
             start = k + 1
     if len(free) == end and not free[-1]:

@@ -33,6 +33,7 @@ class Learner(NamedTuple):
         -> (estimator_state, BoundaryMetrics | None). One with a loss of its own ignores `target`.
       chain: the modules and the estimators between them, as given.
       rules: how they learn.
+      update_probability: of each module.
     """
 
     init: Callable[[Key, Array, Array], LearnerState]
@@ -42,6 +43,7 @@ class Learner(NamedTuple):
     update_estimator: tuple[Callable[..., tuple[EstimatorState, BoundaryMetrics | None]], ...]
     chain: Chain
     rules: Rules
+    update_probability: tuple[float, ...]
 
     @property
     def modules(self) -> tuple[Module, ...]:
@@ -57,6 +59,25 @@ class Learner(NamedTuple):
     def loss(self) -> Loss:
         """Of the last module's output, (output, y) -> (batch,)."""
         return self.rules.loss
+
+    def each_boundary(
+        self, boundaries: tuple[BoundaryMetrics | None, ...]
+    ) -> tuple[BoundaryMetrics | None, ...]:
+        """Metrics with one entry a boundary, where those of a stack lie in one array."""
+        each: list[BoundaryMetrics | None] = []
+        for link, metrics in zip(self.chain.links, boundaries, strict=False):
+            if isinstance(link, Stack) and metrics is not None:
+                each += [jax.tree.map(lambda leaf, i=i: leaf[i], metrics) for i in range(len(link.names))]
+            else:
+                each += [metrics] * len(modules_of(link))
+        return tuple(each)
+
+    def must_not_sit_out(self, what: str) -> None:
+        """Refuses an update probability below 1 where `what` has no notion of it."""
+        if min(self.update_probability) < 1:
+            raise UsageError(
+                f"update_probability is below 1, but in {what} every module updates: set it to 1"
+            )
 
     def unstack(self, state: LearnerState) -> LearnerState:
         """The same state with one entry a module and one a boundary, where some are stacked."""
@@ -159,6 +180,7 @@ def make_learner(
         tuple(estimator_update(i) for i in range(len(flat_estimators))),
         chain,
         rules,
+        probabilities,
     )
 
 

@@ -128,8 +128,7 @@ def make_pipeline(
 ) -> Pipeline:
     """Cuts a learner's chain into as many stages as the mesh has.
 
-    Within a stage everything is as in `Learner.update`; modules are not skipped, whatever its
-    `update_probability`.
+    Within a stage everything is as in `Learner.update`.
 
     Args:
       learner: made without `axis_name`. Between stages its estimators must read nothing.
@@ -137,8 +136,10 @@ def make_pipeline(
       measure: (losses, output, y) -> numbers to be summed, in the highest stage.
 
     Raises:
-      UsageError: there are fewer modules than stages, or an estimator between stages would have to wait.
+      UsageError: there are fewer modules than stages, an estimator between stages would have to wait, or
+        modules are to sit out steps.
     """
+    learner.must_not_sit_out("a pipeline")
     stages = cut_into_stages(learner.chain, mesh.shape["stage"])
     top = len(stages) - 1
     wants_targets = [any(e.training_gradient for e in stage.estimators[-1:]) for stage in stages]

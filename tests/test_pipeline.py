@@ -147,7 +147,13 @@ def test_no_stage_waits_for_the_one_above():
 def test_what_cannot_be_cut_is_refused(estimator, stages, message):
     learner = helpers.make_learner(helpers.mlp_modules(3), estimator)
     with pytest.raises(decoupled.UsageError, match=message):
-        make_pipeline(learner, make_mesh(stages, jax.devices() * 3 if stages == 5 else None))
+        make_pipeline(learner, make_mesh(stages, jax.devices()[:1] * stages))
+
+
+def test_modules_that_sit_out_are_refused():
+    learner = helpers.make_learner(helpers.mlp_modules(3), SYNTHETIC["linear"], update_probability=0.5)
+    with pytest.raises(decoupled.UsageError, match="update_probability is below 1"):
+        make_pipeline(learner, make_mesh(2))
 
 
 def test_devices_that_cannot_be_shared_equally():

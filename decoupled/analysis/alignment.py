@@ -37,6 +37,8 @@ def boundary_gradients(
       key: as given to `update`, so that dropout falls alike.
     """
 
+    state = learner.unstack(state)
+
     def run(i: int, module: Module) -> Callable[[Array], Array]:
         part_key = jax.random.fold_in(key, i)
         return lambda h: module.apply(*state.modules[i][:2], h, part_key, True)[0]

@@ -28,7 +28,9 @@ def mlp(
       dropout: rate, after the ReLU of hidden layers.
       dtype: of the computation; parameters stay float32.
     """
-    hidden = [from_linen(HiddenLayer(width, norm, dropout, dtype), f"hidden_{i}") for i in range(depth)]
+    # Equal layers share their functions, so that they can be stacked and compiled once.
+    block = from_linen(HiddenLayer(width, norm, dropout, dtype), "hidden")
+    hidden = [block._replace(name=f"hidden_{i}") for i in range(depth)]
     return [*hidden, from_linen(OutputLayer(num_outputs, dtype), "output")]
 
 

@@ -86,6 +86,7 @@ def train_and_evaluate(job: Job, workdir: Workdir) -> dict[str, Any]:
                 done += 1
                 if done % job.log_every == 0 or done % steps_per_epoch == 0:
                     totals, steps = jax.device_get(totals), done - since  # waits for the device
+                    totals = totals._replace(boundaries=learner.each_boundary(totals.boundaries))
                     seconds = time.monotonic() - clock
                     training_seconds += seconds
                     speed = steps * job.batch_size / seconds

@@ -15,7 +15,7 @@ def describe_modules(learner: Learner, state: LearnerState, x: Array) -> list[di
     Args:
       x: an input batch, or a `jax.ShapeDtypeStruct` like one; only shapes are used.
     """
-    entries, h = [], x
+    entries, h, state = [], x, learner.unstack(state)
     for i, module in enumerate(learner.modules):
         variables = state.modules[i]
         h, _ = jax.eval_shape(

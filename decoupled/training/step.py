@@ -10,8 +10,9 @@ import numpy as np
 from decoupled.analysis import boundary_gradients, cosine
 from decoupled.data import Preprocess, Split
 from decoupled.learner import Learner
+from decoupled.stack import Stack
 from decoupled.state import BoundaryMetrics, LearnerState
-from decoupled.types import Array, Key
+from decoupled.types import Array, Estimator, Key, Module
 
 
 class Totals(NamedTuple):
@@ -20,7 +21,8 @@ class Totals(NamedTuple):
     Attributes:
       loss: sum of batch means.
       accuracy: sum of batch means.
-      boundaries: sums of each boundary's metrics; None where the estimator is not trained.
+      boundaries: sums of each boundary's metrics, those of a stack in one array; None where the estimator
+        is not trained.
     """
 
     loss: Array
@@ -31,14 +33,17 @@ class Totals(NamedTuple):
 def no_totals(learner: Learner) -> Totals:
     """Totals of no step."""
 
-    def zero() -> Array:
-        return jnp.zeros((), jnp.float32)
+    def zero(*shape: int) -> Array:
+        return jnp.zeros(shape, jnp.float32)
 
-    boundaries = tuple(
-        None if e.training_gradient is None else BoundaryMetrics(zero(), None if e.own_loss else zero())
-        for e in learner.estimators
-    )
-    return Totals(zero(), zero(), boundaries)
+    def zeros(link: Module | Stack, spec: Estimator) -> BoundaryMetrics | None:
+        if spec.training_gradient is None:
+            return None
+        shape = (len(link.names),) if isinstance(link, Stack) else ()
+        return BoundaryMetrics(zero(*shape), None if spec.own_loss else zero(*shape))
+
+    chain = learner.chain
+    return Totals(zero(), zero(), tuple(map(zeros, chain.links, chain.estimators)))
 
 
 def train_step(learner: Learner, preprocess: Preprocess) -> Callable:

@@ -1,0 +1,75 @@
+"""The update as many small programs: one dispatch a piece, and one compilation for all equal pieces.
+
+Flat in memory by construction: the state of a piece is donated to its own program, and nothing else of it
+is left when that has run. It compiles in the time of one module, also where modules are not stacked; each
+step pays for as many dispatches as there are modules.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from decoupled.chain import Chain, ChainState
+from decoupled.errors import UsageError
+from decoupled.fused import pieces_of
+from decoupled.learner import Learner
+from decoupled.stack import Stack
+from decoupled.state import LearnerState, Metrics
+from decoupled.types import Array, Key
+from decoupled.walk import ChainStep, walk
+
+
+def dispatched(
+    learner: Learner,
+) -> Callable[[LearnerState, Array, Array, Key], tuple[LearnerState, Metrics]]:
+    """`learner.update` as a function that is not to be jitted: it runs one jitted program a piece.
+
+    A piece is a module, or several where they wait for one another (all of a backprop chain are one).
+    The state that is given is donated: use the one that is returned.
+
+    Raises:
+      UsageError: the learner has stacks, or modules are to sit out steps.
+    """
+    chain = learner.chain
+    learner.must_not_sit_out("a dispatched update")
+    for link in chain.links:
+        if isinstance(link, Stack):
+            raise UsageError(f"{link.name} is a stack: a dispatched update takes its modules one by one")
+    pieces = pieces_of(chain, size=1)
+    programs: dict[Any, Callable[..., ChainStep]] = {}
+
+    def program_of(piece: Chain, lowest: bool) -> Callable[..., ChainStep]:
+        """The one for all pieces whose modules and estimators have the same functions."""
+        functions = tuple((module.init, module.apply) for module in piece.modules)
+        signature = (lowest, functions, piece.estimators, piece.below)
+        if signature not in programs:
+
+            def run(state: ChainState, first: Array, h: Array, y: Array, key: Key) -> ChainStep:
+                here = piece._replace(first=0 if lowest else first)
+                return walk(learner.rules, here, state, h, y, key, lambda index: None)
+
+            programs[signature] = jax.jit(run, donate_argnums=0)
+        return programs[signature]
+
+    mean = jax.jit(jnp.mean)
+
+    def update(state: LearnerState, x: Array, y: Array, key: Key) -> tuple[LearnerState, Metrics]:
+        modules, estimators = list(state.modules), list[Any](state.estimators)
+        boundaries: list[Any] = [None] * len(chain.estimators)
+        h, losses = x, None
+        for start, stop in pieces:
+            piece, below = chain.piece(start, stop), estimators[start - 1] if start > 0 else None
+            own = ChainState(tuple(modules[start:stop]), tuple(estimators[start:stop]), below)
+            result = program_of(piece, start == 0)(own, np.int32(start), h, y, key)
+            modules[start:stop], estimators[start:stop] = result.state.modules, result.state.estimators
+            boundaries[start:stop] = result.boundaries
+            if start > 0:
+                estimators[start - 1], boundaries[start - 1] = result.state.below, result.below
+            h, losses = result.h_out, result.losses
+        new = LearnerState(state.step + 1, tuple(modules), tuple(estimators))
+        return new, Metrics(mean(losses), h, tuple(boundaries))
+
+    return update

@@ -1,0 +1,153 @@
+"""Stacks and dispatched updates against the same modules one by one; memory and programs that stay flat."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import decoupled
+from decoupled import estimators, losses
+from decoupled.dispatched import dispatched
+from decoupled.models.mlp import HiddenLayer
+from decoupled.stack import Stack, stack_equal
+from decoupled.walk import walk
+from tests import helpers
+
+KEY = jax.random.key(5)
+UNLOCKED = {
+    name: estimator
+    for name, estimator in helpers.every_method().items()
+    if estimator.reads is decoupled.Reads.NOTHING
+}
+NORM = {"norm": "batch", "dropout": 0.2}
+
+
+def modules(depth, width=4, **options):
+    """An input layer, equal blocks, and an output layer: `depth` + 1 modules."""
+    lowest, *_, output = decoupled.models.mlp(1, width, helpers.CLASSES, **options)
+    block = decoupled.from_linen(HiddenLayer(width, **options), "hidden")
+    return [lowest, *(block._replace(name=f"hidden_{i}") for i in range(1, depth)), output]
+
+
+def learners(estimator, depth=4, **options):
+    """The same network one by one and stacked, with Adam."""
+    adam = optax.adam(0.05)
+    one_by_one = modules(depth, **NORM)
+    return [
+        decoupled.make_learner(
+            links, [estimator] * (len(links) - 1), losses.softmax_cross_entropy, adam, adam, **options
+        )
+        for links in (one_by_one, stack_equal(one_by_one))
+    ]
+
+
+@pytest.mark.parametrize(
+    "name", ["linear", "recursive_least_squares", "probe", "direct_random_target_projection"]
+)
+def test_a_stack_is_its_modules_one_by_one(name):
+    plain, stacked = learners(UNLOCKED[name])
+    x, y = helpers.batch()
+    expected = jax.jit(plain.init)(KEY, x, y)
+    state = jax.jit(stacked.init)(KEY, x, y)
+    assert (len(expected.modules), len(state.modules)) == (5, 3)
+    chex.assert_trees_all_close(stacked.unstack(state), expected, rtol=1e-6)
+    updates = jax.jit(plain.update), jax.jit(stacked.update)
+    for i in range(2):
+        expected, wanted = updates[0](expected, x, y, jax.random.key(i))
+        state, metrics = updates[1](state, x, y, jax.random.key(i))
+    chex.assert_trees_all_close(stacked.unstack(state), expected, rtol=1e-3, atol=1e-4)
+    measured = stacked.each_boundary(metrics.boundaries)
+    chex.assert_trees_all_close(measured, wanted.boundaries, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(metrics.loss, wanted.loss, rtol=1e-4)
+    np.testing.assert_allclose(stacked.predict(state, x), plain.predict(expected, x), rtol=1e-3, atol=1e-4)
+
+
+def test_blocks_sit_out_one_by_one():
+    plain, stacked = learners(UNLOCKED["linear"], update_probability=0.5)
+    x, y = helpers.batch()
+    expected, state = jax.jit(plain.init)(KEY, x, y), jax.jit(stacked.init)(KEY, x, y)
+    updates = jax.jit(plain.update), jax.jit(stacked.update)
+    for i in range(3):
+        expected, _ = updates[0](expected, x, y, jax.random.key(i))
+        state, _ = updates[1](state, x, y, jax.random.key(i))
+    chex.assert_trees_all_close(stacked.unstack(state), expected, rtol=1e-3, atol=1e-4)
+    counts = [m.opt_state[0].count for m in stacked.unstack(state).modules]
+    assert len(set(map(int, counts))) > 1
+
+
+@pytest.mark.parametrize("name", ["loss_shaped", "recursive_least_squares", "backprop"])
+def test_a_dispatched_update_is_the_fused_one(name):
+    learner, _ = learners(helpers.every_method()[name])
+    x, y = helpers.batch()
+    expected = jax.jit(learner.init)(KEY, x, y)
+    state = jax.tree.map(jnp.copy, expected)
+    update, fused = dispatched(learner), jax.jit(learner.update)
+    for i in range(3):
+        expected, wanted = fused(expected, x, y, jax.random.key(i))
+        state, metrics = update(state, x, y, jax.random.key(i))
+    chex.assert_trees_all_close(state, expected, rtol=1e-3, atol=1e-4)
+    chex.assert_trees_all_close(metrics, wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_equal_modules_share_one_program(monkeypatch):
+    learner, _ = learners(UNLOCKED["linear"], depth=7)
+    x, y = helpers.batch()
+    traced = []
+
+    def counted(rules, chain, *rest):
+        traced.append(chain.links[0].name)
+        return walk(rules, chain, *rest)
+
+    monkeypatch.setattr("decoupled.dispatched.walk", counted)
+    update, state = dispatched(learner), jax.jit(learner.init)(KEY, x, y)
+    for _ in range(2):
+        state, _ = update(state, x, y, KEY)
+    assert traced == ["hidden_0", "hidden_1", "output"]
+
+
+def compiled_update(links, estimator):
+    x, y = helpers.batch(size=64)
+    adam = optax.adam(1e-3)
+    boundaries = [estimator] * (len(links) - 1)
+    learner = decoupled.make_learner(links, boundaries, losses.softmax_cross_entropy, adam, adam)
+    state = jax.eval_shape(learner.init, KEY, x, y)
+    return jax.jit(learner.update, donate_argnums=0).lower(state, x, y, KEY).compile()
+
+
+@pytest.mark.parametrize("name", ["loss_shaped", "linear"])
+def test_neither_memory_nor_program_of_a_stack_grows_with_depth(name):
+    shallow, deep = (
+        compiled_update(stack_equal(modules(depth, width=64)), UNLOCKED[name]) for depth in (4, 64)
+    )
+    temporary = [c.memory_analysis().temp_size_in_bytes for c in (shallow, deep)]
+    assert temporary[1] < 1.1 * temporary[0]
+    assert len(deep.as_text().splitlines()) < 1.05 * len(shallow.as_text().splitlines())
+
+
+@pytest.mark.parametrize("name", ["loss_shaped", "linear"])
+def test_memory_of_unequal_modules_does_not_grow_either(name):
+    medium, deep = (compiled_update(modules(depth, width=64), UNLOCKED[name]) for depth in (8, 24))
+    temporary = [c.memory_analysis().temp_size_in_bytes for c in (medium, deep)]
+    assert temporary[1] < 1.25 * temporary[0]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: compiled_update(stack_equal(modules(3)), estimators.backprop()),
+            "cannot be a stack: blocks",
+        ),
+        (lambda: compiled_update(stack_equal(modules(3))[:2], UNLOCKED["linear"]), "the last module has"),
+        (
+            lambda: compiled_update([Stack(modules(2)[1], ("a", "b")), modules(1)[1]], UNLOCKED["linear"]),
+            r"a to b cannot be a stack: a block makes float32\[64, 4\] of float32\[64, 5\]; put",
+        ),
+        (lambda: dispatched(learners(UNLOCKED["linear"])[1]), "is a stack: a dispatched update takes"),
+    ],
+)
+def test_what_cannot_be_stacked_is_refused(make, message):
+    with pytest.raises(decoupled.UsageError, match=message):
+        make()
