@@ -51,8 +51,16 @@ def get_config() -> ConfigDict:
     config.estimator_optimizer.schedule = "cosine"
     config.update_probability = 1.0  # of each module in each step (J16, section 3.1)
 
+    # How devices share the work: none (one device), or each batch split over several, by the compiler
+    # (mesh) or with the update run on each device's rows (shard_map, pmap). Results are equal to rounding,
+    # but for what the last two draw or compare on each device: dropout, and the estimators noise and
+    # similarity.
+    config.parallel = ConfigDict()
+    config.parallel.mode = "none"
+    config.parallel.devices = 0  # how many share a batch, in all processes together; 0 for all there are
+
     config.epochs = 10
-    config.batch_size = 256
+    config.batch_size = 256  # of all devices together
     config.log_every = 50  # steps between lines of metrics
     config.alignment_every = 250  # steps between measurements of the cosine with the true gradient
     config.show_test = False  # report the test accuracy after each epoch too, for display only
