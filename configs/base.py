@@ -51,8 +51,23 @@ def get_config() -> ConfigDict:
     config.estimator_optimizer.schedule = "cosine"
     config.update_probability = 1.0  # of each module in each step (J16, section 3.1)
 
+    # How devices share the work: none (one device), or each batch split over several, by the compiler
+    # (mesh) or with the update run on each device's rows (shard_map, pmap). Results are equal to rounding,
+    # but for what the last two draw or compare on each device: dropout, and the estimators noise and
+    # similarity.
+    config.parallel = ConfigDict()
+    config.parallel.mode = "none"
+    # pipeline: the network in stages, each on devices of its own, all at work at once on batches of their own.
+    # The devices are split among the stages. (JAX_NUM_CPU_DEVICES=2 makes two devices of a CPU.)
+    config.parallel.stages = 2
+    config.parallel.devices = 0  # how many share a batch, in all processes together; 0 for all there are
+
+    # How a step is compiled. fused: as one program. stacked: the same, with equal layers in one loop, so
+    # that neither memory nor compile time grows with depth. dispatched: a program a layer, shared by like ones.
+    config.step = "fused"
+
     config.epochs = 10
-    config.batch_size = 256
+    config.batch_size = 256  # of all devices together
     config.log_every = 50  # steps between lines of metrics
     config.alignment_every = 250  # steps between measurements of the cosine with the true gradient
     config.show_test = False  # report the test accuracy after each epoch too, for display only

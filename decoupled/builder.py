@@ -24,9 +24,12 @@ from decoupled.backward_rules import (
 from decoupled.data.dataset import Dataset
 from decoupled.errors import UsageError
 from decoupled.estimators.synthetic_gradient import Context
-from decoupled.learner import make_learner
+from decoupled.learner import Learner, make_learner
 from decoupled.models.norm import NORMS
 from decoupled.modules import cut
+from decoupled.stack import stack_equal
+from decoupled.training import parallel, staged
+from decoupled.training.execution import Execution
 from decoupled.training.loop import Job
 from decoupled.types import Estimator, Module
 
@@ -51,29 +54,41 @@ def build(config: ml_collections.ConfigDict) -> Job:
     _network(config, num_classes=2)
     for field in ("optimizer", "estimator_optimizer"):
         _learning_rate(config, field, steps=1)
+    make_execution = _execution(config)
     dataset = _dataset(config)
     train, validation = data.hold_out(dataset.train, config.validation_examples)
-    modules, estimator = _network(config, dataset.num_classes)
     # A module that sits out does not count the step, so its schedule must be as much shorter.
     steps = config.epochs * data.batches_per_epoch(train, config.batch_size) * config.update_probability
-    learner = make_learner(
-        modules,
-        [estimator] * (len(modules) - 1),
-        losses.softmax_cross_entropy,
-        optax.adamw(_learning_rate(config, "optimizer", steps), weight_decay=config.optimizer.weight_decay),
-        optax.adam(_learning_rate(config, "estimator_optimizer", steps)),
-        update_probability=config.update_probability,
-    )
+
+    def learner_on(axis_name: str | None) -> Learner:
+        modules, estimator = _network(config, dataset.num_classes, axis_name)
+        links = stack_equal(modules) if config.step == "stacked" else modules
+        return make_learner(
+            links,
+            [estimator] * (len(links) - 1),
+            losses.softmax_cross_entropy,
+            optax.adamw(
+                _learning_rate(config, "optimizer", steps), weight_decay=config.optimizer.weight_decay
+            ),
+            optax.adam(_learning_rate(config, "estimator_optimizer", steps)),
+            update_probability=config.update_probability,
+            axis_name=axis_name,
+        )
+
+    learner = learner_on(None)
     preprocess = data.preprocess(train.images, config.crop_padding, config.flip)
     # A second one, now with the data: what does not fit it says so before the workdir is made.
     x = jax.eval_shape(preprocess.evaluate, train.images[:1])
     jax.eval_shape(learner.init, jax.random.key(0), x, train.labels[:1])
-    synthetic = len(modules) > 1 and estimator.name != "backprop"
+    # One kind of estimator serves the whole chain.
+    estimator = learner.estimators[0] if learner.estimators else estimators.backprop()
+    synthetic = estimator.name != "backprop"
     return Job(
         dataset=dataset._replace(train=train),
         validation=validation,
         preprocess=preprocess,
         learner=learner,
+        execution=make_execution(learner_on, preprocess),
         description={
             "method": estimator.name if synthetic else "backprop",
             "conditioned": synthetic and estimator.sees_y,
@@ -81,6 +96,7 @@ def build(config: ml_collections.ConfigDict) -> Job:
             "backward_rule": config.model.backward_rule,
             "update_probability": config.update_probability,
             "validation_examples": config.validation_examples,
+            "parallel": config.parallel.mode,
         },
         seed=config.seed,
         epochs=config.epochs,
@@ -135,6 +151,8 @@ def _check(config: ml_collections.ConfigDict) -> None:
     )
     for field in counts:
         check_range(config, field, 1, math.inf, whole=True)
+    check_range(config, "parallel.devices", 0, math.inf, whole=True)
+    check_range(config, "parallel.stages", 1, math.inf, whole=True)
     for field in not_negative:
         check_range(config, field, 0, math.inf)
     check_range(config, "seed", 0, 2**32 - 1)
@@ -174,8 +192,10 @@ def _dataset(config: ml_collections.ConfigDict) -> Dataset:
     return _choose("dataset", config.dataset, loaders)()
 
 
-def _network(config: ml_collections.ConfigDict, num_classes: int) -> tuple[list[Module], Estimator]:
-    layers = _layers(config.model, num_classes)
+def _network(
+    config: ml_collections.ConfigDict, num_classes: int, axis_name: str | None = None
+) -> tuple[list[Module], Estimator]:
+    layers = _layers(config.model, num_classes, axis_name)
     modules = cut(layers, parse_boundaries(config.boundaries, len(layers)))
     rule = _choose("model.backward_rule", config.model.backward_rule, _BACKWARD_RULES)
     if rule is not None:
@@ -183,7 +203,7 @@ def _network(config: ml_collections.ConfigDict, num_classes: int) -> tuple[list[
     return modules, _estimator(config.estimator, num_classes, config.estimator.name)
 
 
-def _layers(config: ml_collections.ConfigDict, num_classes: int) -> list[Module]:
+def _layers(config: ml_collections.ConfigDict, num_classes: int, axis_name: str | None) -> list[Module]:
     _choose("model.norm", config.norm, dict.fromkeys(NORMS))
     dtype = _choose("model.dtype", config.dtype, _DTYPES)
     makers: dict[str, Callable[[], list[Module]]] = {
@@ -194,6 +214,7 @@ def _layers(config: ml_collections.ConfigDict, num_classes: int) -> list[Module]
             norm=config.norm,
             dropout=config.mlp.dropout,
             dtype=dtype,
+            axis_name=axis_name,
         ),
         "cnn": lambda: models.cnn(
             config.cnn.features,
@@ -201,9 +222,53 @@ def _layers(config: ml_collections.ConfigDict, num_classes: int) -> list[Module]
             kernel_size=config.cnn.kernel_size,
             norm=config.norm,
             dtype=dtype,
+            axis_name=axis_name,
         ),
     }
     return _choose("model.name", config.name, makers)()
+
+
+def _execution(
+    config: ml_collections.ConfigDict,
+) -> Callable[[Callable[[str | None], Learner], data.Preprocess], Execution]:
+    """How steps are compiled and run.
+
+    Returns:
+      (name of a mapped axis, or None -> a learner for it), preprocess -> Execution.
+    """
+    mode, devices, processes = config.parallel.mode, config.parallel.devices, jax.process_count()
+    ways: dict[str, tuple[str | None, Callable[..., Execution]]] = {
+        "none": (None, parallel.one_device),
+        "mesh": (None, parallel.on_mesh),
+        "shard_map": (parallel.AXIS, parallel.by_shard_map),
+        "pmap": (parallel.AXIS, parallel.by_pmap),
+        "pipeline": (None, staged.by_pipeline),
+    }
+    axis_name, make = _choose("parallel.mode", mode, ways)
+    step = _choose("step", config.step, {name: name for name in ("fused", "stacked", "dispatched")})
+    if step == "dispatched":
+        if mode != "none":
+            raise UsageError(
+                "config.step is 'dispatched', which uses one device, but config.parallel.mode is"
+                f" {mode!r}: choose fused or stacked, or parallel.mode none"
+            )
+        make = staged.by_dispatch
+    if mode == "none" and devices > 1:
+        raise UsageError(
+            f"config.parallel.devices is {devices}, but config.parallel.mode is none, which uses one:"
+            " choose mesh, shard_map or pmap"
+        )
+    if processes > 1 and mode in ("none", "pmap", "pipeline"):
+        raise UsageError(
+            f"config.parallel.mode is {mode!r}, which {processes} processes cannot share: choose mesh or"
+            " shard_map"
+        )
+    placed = ()
+    if mode == "pipeline":
+        placed = (parallel.stage_mesh(devices, config.parallel.stages, config.batch_size),)
+    elif mode != "none":
+        placed = (parallel.data_mesh(devices, config.batch_size),)
+    return lambda learner_on, preprocess: make(learner_on(axis_name), preprocess, *placed)
 
 
 def methods() -> dict[str, Callable[..., Estimator]]:

@@ -111,7 +111,7 @@ def make_mesh(num_stages: int, devices: Sequence[jax.Device] | None = None) -> M
     if len(devices) % num_stages or not devices:
         raise UsageError(
             f"{num_stages} stages cannot share {len(devices)} devices equally: choose a number of stages"
-            f" that divides {len(devices)}, or another number of devices"
+            f" that divides {len(devices)}, or another number of devices (on CPUs: JAX_NUM_CPU_DEVICES)"
         )
     grid = np.asarray(devices).reshape(num_stages, -1).T
     return Mesh(grid, ("data", "stage"), axis_types=(AxisType.Auto, AxisType.Auto))

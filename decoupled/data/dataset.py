@@ -94,13 +94,13 @@ def batches_per_epoch(split: Split, batch_size: int) -> int:
 
 
 def shuffled_batches(
-    split: Split, batch_size: int, seed: int, epoch: int
+    split: Split, batch_size: int, seed: int, epoch: int, rows: slice | np.ndarray = slice(None)
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """One epoch of full batches in an order that depends on (seed, epoch) alone.
 
-    The examples left over, fewer than a batch, come up in other epochs.
+    The examples left over, fewer than a batch, come up in other epochs. `rows` of each batch are returned.
     """
     order = np.random.default_rng((seed, epoch)).permutation(len(split))
     for i in range(batches_per_epoch(split, batch_size)):
-        chosen = order[i * batch_size : (i + 1) * batch_size]
+        chosen = order[i * batch_size : (i + 1) * batch_size][rows]
         yield split.images[chosen], split.labels[chosen]

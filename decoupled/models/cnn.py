@@ -19,6 +19,7 @@ def cnn(
     kernel_size: int = 5,
     norm: str = "none",
     dtype: jnp.dtype = jnp.float32,
+    axis_name: str | None = None,
 ) -> list[Module]:
     """One convolution layer per entry of `features`, each halving the image, then a linear layer.
 
@@ -28,9 +29,10 @@ def cnn(
       kernel_size: of the square kernels.
       norm: "none", "batch" or "layer", before the ReLU.
       dtype: of the computation; parameters stay float32.
+      axis_name: of a mapped axis over which the batch is split, for batch normalisation.
     """
     layers = [
-        from_linen(ConvolutionLayer(channels, kernel_size, norm, dtype), f"conv_{i}")
+        from_linen(ConvolutionLayer(channels, kernel_size, norm, dtype, axis_name), f"conv_{i}")
         for i, channels in enumerate(features)
     ]
     return [*layers, from_linen(OutputLayer(num_outputs, dtype), "output")]
@@ -43,6 +45,7 @@ class ConvolutionLayer(nn.Module):
     kernel_size: int
     norm: str = "none"
     dtype: jnp.dtype = jnp.float32
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, h: Array, train: bool) -> Array:
@@ -53,5 +56,5 @@ class ConvolutionLayer(nn.Module):
             )
         kernel = (self.kernel_size, self.kernel_size)
         h = nn.Conv(self.features, kernel, dtype=self.dtype)(h)
-        h = nn.relu(normalise(self.norm, h, train, self.dtype))
+        h = nn.relu(normalise(self.norm, h, train, self.dtype, self.axis_name))
         return nn.max_pool(h, (2, 2), (2, 2))

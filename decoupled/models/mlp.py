@@ -17,6 +17,7 @@ def mlp(
     norm: str = "none",
     dropout: float = 0.0,
     dtype: jnp.dtype = jnp.float32,
+    axis_name: str | None = None,
 ) -> list[Module]:
     """`depth` hidden ReLU layers of `width` units, then a linear one: depth + 1 layers.
 
@@ -27,9 +28,10 @@ def mlp(
       norm: "none", "batch" or "layer", before the ReLU.
       dropout: rate, after the ReLU of hidden layers.
       dtype: of the computation; parameters stay float32.
+      axis_name: of a mapped axis over which the batch is split, for batch normalisation.
     """
     # Equal layers share their functions, so that they can be stacked and compiled once.
-    block = from_linen(HiddenLayer(width, norm, dropout, dtype), "hidden")
+    block = from_linen(HiddenLayer(width, norm, dropout, dtype, axis_name), "hidden")
     hidden = [block._replace(name=f"hidden_{i}") for i in range(depth)]
     return [*hidden, from_linen(OutputLayer(num_outputs, dtype), "output")]
 
@@ -41,9 +43,10 @@ class HiddenLayer(nn.Module):
     norm: str = "none"
     dropout: float = 0.0
     dtype: jnp.dtype = jnp.float32
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, h: Array, train: bool) -> Array:
         h = nn.Dense(self.width, dtype=self.dtype)(h.reshape(h.shape[0], -1))
-        h = nn.relu(normalise(self.norm, h, train, self.dtype))
+        h = nn.relu(normalise(self.norm, h, train, self.dtype, self.axis_name))
         return nn.Dropout(self.dropout, deterministic=not train)(h)

@@ -1,6 +1,6 @@
 """The training loop around a learner: steps, evaluation, progress, and the results on disk."""
 
 from decoupled.training.loop import Job, train_and_evaluate
-from decoupled.training.workdir import Workdir, read_metrics
+from decoupled.training.workdir import NoWorkdir, Workdir, read_metrics
 
-__all__ = ["Job", "Workdir", "read_metrics", "train_and_evaluate"]
+__all__ = ["Job", "NoWorkdir", "Workdir", "read_metrics", "train_and_evaluate"]

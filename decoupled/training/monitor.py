@@ -7,7 +7,7 @@ from typing import Any
 from decoupled.errors import TrainingError
 from decoupled.training.progress import Progress
 from decoupled.training.step import Totals
-from decoupled.training.workdir import Workdir
+from decoupled.training.workdir import NoWorkdir, Workdir
 
 
 class Monitor:
@@ -19,7 +19,7 @@ class Monitor:
       boundaries: the name of the module below each boundary.
     """
 
-    def __init__(self, workdir: Workdir, progress: Progress, boundaries: Sequence[str]):
+    def __init__(self, workdir: Workdir | NoWorkdir, progress: Progress, boundaries: Sequence[str]):
         self._workdir = workdir
         self._progress = progress
         self._boundaries = boundaries

@@ -48,5 +48,19 @@ class Progress:
             self._bar.close()
 
 
+class SilentProgress(Progress):
+    """Says nothing: for all processes but the first."""
+
+    def __init__(self, total_steps: int):
+        del total_steps
+        self._bar = None
+
+    def show(self, step: int, values: dict[str, float]) -> None:
+        """Nothing."""
+
+    def say(self, line: str) -> None:
+        """Nothing."""
+
+
 def _short(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"

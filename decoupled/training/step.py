@@ -1,4 +1,4 @@
-"""The two functions that are compiled: a training step that keeps running totals, and evaluation."""
+"""The functions that are compiled: a training step that keeps running totals, and evaluation."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -10,8 +10,10 @@ import numpy as np
 from decoupled.analysis import boundary_gradients, cosine
 from decoupled.data import Preprocess, Split
 from decoupled.learner import Learner
+from decoupled.module_update import mean_over
 from decoupled.stack import Stack
 from decoupled.state import BoundaryMetrics, LearnerState
+from decoupled.training.execution import Execution
 from decoupled.types import Array, Estimator, Key, Module
 
 
@@ -46,21 +48,46 @@ def no_totals(learner: Learner) -> Totals:
     return Totals(zero(), zero(), tuple(map(zeros, chain.links, chain.estimators)))
 
 
-def train_step(learner: Learner, preprocess: Preprocess) -> Callable:
-    """A pure (state, totals, images, labels, key) -> (state, totals).
+def prepare(preprocess: Preprocess, step: Array, images: Array, key: Key) -> tuple[Array, Key]:
+    """The inputs of a step, augmented as one batch, and the key of its update.
 
     Each step's randomness comes from `key` and the step's number, so the same `key` serves a whole run.
     """
+    prepare_key, update_key = jax.random.split(jax.random.fold_in(key, step))
+    return preprocess.train(prepare_key, images), update_key
+
+
+def advance(learner: Learner) -> Callable:
+    """A pure (state, totals, inputs, labels, update_key) -> (state, totals).
+
+    Under the learner's mapped axis, if it has one, each device gives its part of the batch.
+    """
+
+    def update(
+        state: LearnerState, totals: Totals, inputs: Array, labels: Array, key: Key
+    ) -> tuple[LearnerState, Totals]:
+        state, metrics = learner.update(state, inputs, labels, key)
+        accuracy = jnp.mean(metrics.output.argmax(-1) == labels)
+        accuracy = mean_over(learner.rules.axis_name, accuracy)
+        new = Totals(metrics.loss, accuracy, metrics.boundaries)
+        return state, jax.tree.map(jnp.add, totals, new)
+
+    return update
+
+
+def train_step(learner: Learner, preprocess: Preprocess, update: Callable | None = None) -> Callable:
+    """A pure (state, totals, images, labels, key) -> (state, totals).
+
+    Args:
+      update: in place of `advance(learner)`, to the same effect.
+    """
+    update = update or advance(learner)
 
     def step(
         state: LearnerState, totals: Totals, images: Array, labels: Array, key: Key
     ) -> tuple[LearnerState, Totals]:
-        prepare_key, update_key = jax.random.split(jax.random.fold_in(key, state.step))
-        inputs = preprocess.train(prepare_key, images)
-        state, metrics = learner.update(state, inputs, labels, update_key)
-        accuracy = jnp.mean(metrics.output.argmax(-1) == labels)
-        new = Totals(metrics.loss, accuracy, metrics.boundaries)
-        return state, jax.tree.map(jnp.add, totals, new)
+        inputs, update_key = prepare(preprocess, state.step, images, key)
+        return update(state, totals, inputs, labels, update_key)
 
     return step
 
@@ -76,15 +103,28 @@ def alignment_step(learner: Learner, preprocess: Preprocess) -> Callable:
 
 
 def evaluator(
-    learner: Learner, preprocess: Preprocess, batch_size: int
+    learner: Learner,
+    preprocess: Preprocess,
+    batch_size: int,
+    execution: Execution | None = None,
 ) -> Callable[[LearnerState, Split], dict[str, float]]:
-    """A function (state, split) -> accuracy and mean loss over all its examples."""
+    """A function (state, split) -> accuracy and mean loss over all its examples.
 
-    @jax.jit
+    Args:
+      batch_size: at least; rounded up to what the devices can share alike.
+      execution: says which devices; without it, wherever the state is.
+    """
+    rows: slice | np.ndarray = slice(None)
+    if execution is not None:
+        batch_size = -(-batch_size // execution.devices) * execution.devices
+        rows = execution.rows(batch_size)
+
     def sums(state: LearnerState, images: Array, labels: Array, real: Array) -> Array:
         output = learner.predict(state, preprocess.evaluate(images))
         losses, correct = learner.loss(output, labels), output.argmax(-1) == labels
         return jnp.stack([jnp.sum(jnp.where(real, values, 0)) for values in (losses, correct)])
+
+    compiled = jax.jit(sums) if execution is None else execution.measure(sums)
 
     def evaluate(state: LearnerState, split: Split) -> dict[str, float]:
         totals = []
@@ -94,7 +134,9 @@ def evaluator(
             missing = batch_size - len(labels)
             real = np.arange(batch_size) < len(labels)
             images = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
-            totals.append(sums(state, images, np.pad(labels, (0, missing)), real))
+            labels = np.pad(labels, (0, missing))
+            batch = (images[rows], labels[rows], real[rows])
+            totals.append(compiled(state, *(batch if execution is None else execution.place_batch(batch))))
         loss, correct = np.stack(jax.device_get(totals)).astype(np.float64).sum(0).tolist()
         return {"accuracy": correct / len(split), "loss": loss / len(split)}
 

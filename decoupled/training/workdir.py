@@ -2,12 +2,16 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 from tensorboardX import SummaryWriter
 
 from decoupled.errors import TrainingError, UsageError
+
+# (summary, lines of metrics) -> a page.
+Render: TypeAlias = Callable[[dict[str, Any], list[dict[str, Any]]], str]
 
 
 class Workdir:
@@ -55,11 +59,11 @@ class Workdir:
                     tag = f"{kind}/{name}" + (f"/boundary_{index}" if index != "" else "")
                     self._events.add_scalar(tag, number, step)
 
-    def finish(self, summary: dict[str, Any], report: str) -> None:
+    def finish(self, summary: dict[str, Any], render: Render) -> None:
         """Stores the summary and the report; a folder with a summary.json holds a finished run."""
         self.close()
         try:
-            write_whole(self.path / "report.html", report)
+            write_whole(self.path / "report.html", render(summary, read_metrics(self.path)))
             write_whole(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
         except OSError as error:
             raise self._cannot_write(error) from error
@@ -77,6 +81,22 @@ class Workdir:
 
     def _cannot_write(self, error: OSError) -> TrainingError:
         return TrainingError(f"cannot write results to {self.path}: {error.strerror}")
+
+
+class NoWorkdir:
+    """Writes nothing: for all processes but the first, which writes for all."""
+
+    def log(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def finish(self, summary: dict[str, Any], render: Render) -> None:
+        """Nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -1,0 +1,37 @@
+"""The seam between the training loop and whatever runs its steps."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from decoupled.state import LearnerState
+from decoupled.types import PyTree
+
+
+class Execution(NamedTuple):
+    """How a training step is compiled, and where its state and batches live.
+
+    Attributes:
+      devices: that work on a batch, in all processes together.
+      rows: batch size -> indices of the rows of a batch that this process supplies.
+      place_state: what all devices need (a learner's state, totals, a key) -> the same, where steps want
+        it. Steps may then destroy it.
+      place_batch: this process's rows of some arrays, one row an example -> the whole arrays, where steps
+        want them.
+      compile_step: (state, totals, images, labels, key), all placed -> a compiled (state, totals, images,
+        labels, key) -> (state, totals), which destroys the first two.
+      measure: function of whole state and placed batches -> the same, compiled; every process can read
+        its results.
+      whole_state: state as steps leave it -> as the learner knows it, for `measure`.
+      finish: state after the last step -> state in which all that was fed has been learnt from.
+    """
+
+    devices: int
+    rows: Callable[[int], slice | np.ndarray]
+    place_state: Callable[[PyTree], PyTree]
+    place_batch: Callable[[tuple[np.ndarray, ...]], tuple[Any, ...]]
+    compile_step: Callable[..., Callable[..., tuple[Any, Any]]]
+    measure: Callable[[Callable[..., PyTree]], Callable[..., PyTree]]
+    whole_state: Callable[[Any], LearnerState] = lambda state: state
+    finish: Callable[[Any], Any] = lambda state: state

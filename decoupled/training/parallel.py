@@ -1,0 +1,178 @@
+"""Ways to run a training step: on one device, or with each batch split over many.
+
+The batch is split over the axis "data", and the state is the same on every device. Whichever way is chosen,
+the numbers agree to rounding: the learner averages gradients and fitting statistics, batch normalisation
+sees the whole batch, and augmentation is drawn for the whole batch before it is split. Three things are a
+device's own under a mapped axis (`shard_map`, `pmap`), and so differ between ways: dropout masks, the noise
+estimator, and the similarity loss, which compares the examples of one device.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from decoupled.data import Preprocess
+from decoupled.errors import UsageError
+from decoupled.learner import Learner
+from decoupled.pipeline import make_mesh
+from decoupled.training.execution import Execution
+from decoupled.training.step import advance, prepare, train_step
+from decoupled.types import Array
+
+AXIS = "data"
+
+
+def one_device(learner: Learner, preprocess: Preprocess) -> Execution:
+    """Everything on the first device."""
+    step = jax.jit(train_step(learner, preprocess), donate_argnums=(0, 1))
+    return Execution(
+        devices=1,
+        rows=lambda batch_size: slice(batch_size),
+        place_state=lambda state: state,
+        place_batch=lambda batch: batch,  # the compiled step moves it
+        compile_step=lambda *args: step.lower(*args).compile(),
+        measure=jax.jit,
+    )
+
+
+def on_mesh(learner: Learner, preprocess: Preprocess, mesh: Mesh) -> Execution:
+    """The compiler splits the step: `jit` with a batch that lies in rows on the devices of `mesh`."""
+    return _whole_step(train_step(learner, preprocess), mesh)
+
+
+def by_shard_map(learner: Learner, preprocess: Preprocess, mesh: Mesh) -> Execution:
+    """`shard_map` splits the update: each device runs it on its own rows, and the learner averages.
+
+    Args:
+      learner: made with `axis_name=AXIS`.
+    """
+    split_advance = jax.shard_map(
+        advance(learner), mesh=mesh, in_specs=(P(), P(), P(AXIS), P(AXIS), P()), out_specs=(P(), P())
+    )
+    return _whole_step(train_step(learner, preprocess, split_advance), mesh)
+
+
+def by_pmap(learner: Learner, preprocess: Preprocess, mesh: Mesh) -> Execution:
+    """`pmap` splits the update: each device runs it on its own rows, and the learner averages.
+
+    Args:
+      learner: made with `axis_name=AXIS`.
+    """
+    devices = mesh.devices.ravel().tolist()
+    replicated, in_rows = NamedSharding(mesh, P()), NamedSharding(mesh, P(AXIS))
+
+    def split(rows: Array) -> Array:
+        return rows.reshape(len(devices), -1, *rows.shape[1:])
+
+    def split_inputs(step: Array, images: Array, labels: Array, key: Array) -> tuple[Array, Array, Array]:
+        inputs, update_key = prepare(preprocess, step, images, key)
+        return split(inputs), split(labels), update_key
+
+    split_inputs = jax.jit(split_inputs, out_shardings=(in_rows, in_rows, replicated))
+    update = jax.pmap(
+        advance(learner),
+        AXIS,
+        in_axes=(None, None, 0, 0, None),
+        out_axes=None,
+        devices=devices,
+        donate_argnums=(0, 1),
+    )
+
+    def compile_step(state: Any, totals: Any, images: Array, labels: Array, key: Array) -> Callable:
+        first = split_inputs.lower(state.step, images, labels, key).compile()
+        second = update.lower(state, totals, *first(state.step, images, labels, key)).compile()
+
+        def step(state: Any, totals: Any, images: Array, labels: Array, key: Array) -> tuple[Any, Any]:
+            return second(state, totals, *first(state.step, images, labels, key))
+
+        return step
+
+    return _over(mesh, compile_step)
+
+
+def data_mesh(devices: int, batch_size: int) -> Mesh:
+    """A mesh with the one axis `AXIS`, over devices of all processes, those of a process side by side.
+
+    Args:
+      devices: how many; 0 for all there are.
+      batch_size: of the whole batch, which they share.
+
+    Raises:
+      UsageError: there are not so many, or they cannot share alike.
+    """
+    found, processes = jax.devices(), jax.process_count()
+    devices = devices or len(found)
+    if devices > len(found):
+        raise UsageError(
+            f"config.parallel.devices is {devices}, but there are {len(found)} (kind:"
+            f" {found[0].device_kind}): choose at most {len(found)}, or 0 for all"
+        )
+    if devices % processes:
+        raise UsageError(
+            f"config.parallel.devices is {devices}, which {processes} processes cannot share alike:"
+            f" choose a multiple of {processes}, or 0 for all"
+        )
+    if batch_size % devices:
+        raise UsageError(
+            f"config.batch_size is {batch_size}, which {devices} devices (config.parallel.devices) cannot"
+            f" share alike: choose a multiple of {devices}"
+        )
+    by_process = [[d for d in found if d.process_index == process] for process in range(processes)]
+    chosen = [device for own in by_process for device in own[: devices // processes]]
+    if len(chosen) < devices:
+        raise UsageError(
+            f"config.parallel.devices is {devices}, but some process has fewer than {devices // processes}:"
+            " processes must have as many devices each"
+        )
+    return Mesh(np.array(chosen), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def stage_mesh(devices: int, stages: int, batch_size: int) -> Mesh:
+    """A (data, stage) mesh for a pipeline.
+
+    Args:
+      devices: how many in all; 0 for all there are.
+      stages: of the pipeline, which share the devices.
+      batch_size: which the devices of a stage share.
+
+    Raises:
+      UsageError: there are not so many, or they cannot share alike.
+    """
+    chosen = data_mesh(devices, batch_size=0).devices.ravel().tolist()
+    mesh = make_mesh(stages, chosen)
+    if batch_size % mesh.shape["data"]:
+        raise UsageError(
+            f"config.batch_size is {batch_size}, which the {mesh.shape['data']} devices of a stage cannot"
+            f" share alike: choose a multiple of {mesh.shape['data']}"
+        )
+    return mesh
+
+
+def _over(mesh: Mesh, compile_step: Callable) -> Execution:
+    """What all ways to split a batch over a mesh have in common, around the one in which they differ."""
+    replicated, in_rows = NamedSharding(mesh, P()), NamedSharding(mesh, P(AXIS))
+    # Under jit, which does not mind that every process starts from a copy of its own.
+    place_state = jax.jit(lambda state: state, out_shardings=replicated)
+
+    def rows(batch_size: int) -> np.ndarray:
+        slices = in_rows.addressable_devices_indices_map((batch_size,)).values()
+        return np.sort(np.concatenate([np.arange(batch_size)[index] for index in slices if index]))
+
+    def place_batch(batch: tuple[np.ndarray, ...]) -> tuple[Array, ...]:
+        return tuple(jax.make_array_from_process_local_data(in_rows, part) for part in batch)
+
+    def measure(function: Callable) -> Callable:
+        return jax.jit(function, out_shardings=replicated)
+
+    return Execution(mesh.size, rows, place_state, place_batch, compile_step, measure)
+
+
+def _whole_step(step: Callable, mesh: Mesh) -> Execution:
+    """One program for all devices, from whole arrays to whole arrays."""
+    replicated = NamedSharding(mesh, P())
+    jitted = jax.jit(step, donate_argnums=(0, 1), out_shardings=replicated)
+    return _over(mesh, lambda *args: jitted.lower(*args).compile())

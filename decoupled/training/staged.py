@@ -1,0 +1,85 @@
+"""Ways to run a training step as more than one program: dispatched module by module, or pipelined."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from decoupled.data import Preprocess
+from decoupled.dispatched import dispatched
+from decoupled.learner import Learner
+from decoupled.pipeline import PipelineState, make_pipeline
+from decoupled.state import LearnerState
+from decoupled.training.execution import Execution
+from decoupled.training.step import Totals, prepare
+from decoupled.types import Array, Key
+
+
+def by_dispatch(learner: Learner, preprocess: Preprocess) -> Execution:
+    """On one device, one program a module; equal modules share theirs."""
+    update = dispatched(learner)
+    make_ready = jax.jit(lambda step, images, key: prepare(preprocess, step, images, key))
+
+    def add(totals: Totals, loss: Array, output: Array, labels: Array, boundaries: Any) -> Totals:
+        new = Totals(loss, jnp.mean(output.argmax(-1) == labels), boundaries)
+        return jax.tree.map(jnp.add, totals, new)
+
+    add = jax.jit(add, donate_argnums=0)
+
+    def step(state: LearnerState, totals: Totals, images: Array, labels: Array, key: Key) -> Any:
+        inputs, update_key = make_ready(state.step, images, key)
+        state, metrics = update(state, inputs, labels, update_key)
+        return state, add(totals, metrics.loss, metrics.output, labels, metrics.boundaries)
+
+    return _on_whole_batches(1, step)
+
+
+def by_pipeline(learner: Learner, preprocess: Preprocess, mesh: Mesh) -> Execution:
+    """Stage by stage on a (data, stage) mesh; see `decoupled.pipeline`.
+
+    A step feeds one minibatch. The loss and accuracy that come with it are of an earlier one, as many steps
+    before as there are stages above the lowest.
+    """
+    pipeline = make_pipeline(learner, mesh, _loss_and_accuracy)
+    make_ready = jax.jit(lambda step, images, key: prepare(preprocess, step, images, key))
+
+    def step(
+        state: LearnerState | PipelineState, totals: Totals, images: Array, labels: Array, key: Key
+    ) -> tuple[PipelineState, Totals]:
+        fed = state.fed if isinstance(state, PipelineState) else 0
+        inputs, update_key = make_ready(fed, images, key)
+        if isinstance(state, LearnerState):
+            state = pipeline.start(state, inputs, labels)
+        if totals.loss is not _totals_of(state).loss:  # The loop has read them and starts anew.
+            _, state = pipeline.take_totals(state)
+        state = pipeline.tick(state, inputs, labels, update_key)
+        return state, _totals_of(state)
+
+    def whole_state(state: LearnerState | PipelineState) -> LearnerState:
+        return pipeline.join(state) if isinstance(state, PipelineState) else state
+
+    execution = _on_whole_batches(mesh.size, step)
+    return execution._replace(whole_state=whole_state, finish=pipeline.drain)
+
+
+def _on_whole_batches(devices: int, step: Any) -> Execution:
+    """One process, which hands whole batches to `step`; its programs are compiled when first run."""
+    return Execution(
+        devices=devices,
+        rows=lambda batch_size: slice(batch_size),
+        place_state=lambda tree: tree,
+        place_batch=lambda batch: batch,
+        compile_step=lambda *args: step,
+        measure=jax.jit,
+    )
+
+
+def _loss_and_accuracy(losses: Array, output: Array, y: Array) -> tuple[Array, Array]:
+    return jnp.mean(losses), jnp.mean(output.argmax(-1) == y)
+
+
+def _totals_of(state: PipelineState) -> Totals:
+    """The sums that the stages keep, as the training loop reads them."""
+    loss, accuracy = state.stages[-1].totals.measured
+    return Totals(loss, accuracy, tuple(b for stage in state.stages for b in stage.totals.boundaries))
