@@ -57,13 +57,13 @@ def get_config() -> ConfigDict:
     # similarity.
     config.parallel = ConfigDict()
     config.parallel.mode = "none"
-    # pipeline: the network in stages, each on devices of its own, all at work at once on batches of their own.
+    # pipeline: the network in stages, on devices of their own, all at work at once, each on its own batch.
     # The devices are split among the stages. (JAX_NUM_CPU_DEVICES=2 makes two devices of a CPU.)
     config.parallel.stages = 2
     config.parallel.devices = 0  # how many share a batch, in all processes together; 0 for all there are
 
     # How a step is compiled. fused: as one program. stacked: the same, with equal layers in one loop, so
-    # that neither memory nor compile time grows with depth. dispatched: a program a layer, shared by like ones.
+    # that neither memory nor compile time grows with depth. dispatched: a program for each kind of layer.
     config.step = "fused"
 
     config.epochs = 10

@@ -10,7 +10,7 @@ import optax
 from decoupled.chain import Chain, ChainState, evaluate_chain, init_chain_state, unstack
 from decoupled.checks import checked_estimate
 from decoupled.errors import UsageError
-from decoupled.fused import update_chain
+from decoupled.fused import pieces_of, update_chain
 from decoupled.losses import output_error
 from decoupled.module_update import Rules, backward, fit, forward, mean_over
 from decoupled.stack import Stack, modules_of
@@ -198,6 +198,7 @@ def _check_chain(chain: Chain, update_probability: float | Sequence[float]) -> t
             f"{len(links)} modules have {len(links) - 1} boundaries between them,"
             f" but {len(estimators)} estimators were given: give one a boundary"
         )
+    pieces_of(chain, size=1)  # says which stacks cannot be
     if isinstance(update_probability, Sequence):
         probabilities = tuple(float(p) for p in update_probability)
     else:

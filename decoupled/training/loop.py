@@ -100,7 +100,7 @@ def train_and_evaluate(job: Job, workdir: Workdir | NoWorkdir) -> dict[str, Any]
                     seconds = time.monotonic() - clock
                     training_seconds += seconds
                     speed = steps * job.batch_size / seconds
-                    monitor.training(done, done / steps_per_epoch, totals, steps, speed)
+                    monitor.training(done, done / steps_per_epoch, totals, speed)
                     totals, since, clock = place_totals(), done, time.monotonic()
                 if learner.estimators and (done % job.alignment_every == 0 or done == 1):
                     jax.block_until_ready(totals)  # or training would go on during the pause

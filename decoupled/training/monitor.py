@@ -25,11 +25,9 @@ class Monitor:
         self._boundaries = boundaries
         self._latest: dict[str, list[float | None]] = {"estimator loss": [], "R2": [], "cosine": []}
 
-    def training(
-        self, step: int, epoch: float, totals: Totals, steps: int, examples_per_second: float
-    ) -> None:
-        """Reports the last `steps` steps."""
-        record = _means(totals, steps)
+    def training(self, step: int, epoch: float, totals: Totals, examples_per_second: float) -> None:
+        """Reports the steps in `totals`."""
+        record = _means(totals)
         self._check_finite(step, record["loss"], record["estimator_loss"])
         record["examples_per_second"] = examples_per_second
         self._workdir.log("train", step, {"epoch": epoch, **record})
@@ -74,9 +72,9 @@ class Monitor:
             )
 
 
-def _means(totals: Totals, steps: int) -> dict[str, Any]:
-    """Averages over `steps`, ready for JSON."""
-    boundaries = totals.boundaries
+def _means(totals: Totals) -> dict[str, Any]:
+    """Averages, ready for JSON."""
+    boundaries, steps = totals.boundaries, max(1, int(totals.steps))
     return {
         "loss": float(totals.loss) / steps,
         "accuracy": float(totals.accuracy) / steps,

@@ -22,7 +22,7 @@ def by_dispatch(learner: Learner, preprocess: Preprocess) -> Execution:
     make_ready = jax.jit(lambda step, images, key: prepare(preprocess, step, images, key))
 
     def add(totals: Totals, loss: Array, output: Array, labels: Array, boundaries: Any) -> Totals:
-        new = Totals(loss, jnp.mean(output.argmax(-1) == labels), boundaries)
+        new = Totals(jnp.ones(()), loss, jnp.mean(output.argmax(-1) == labels), boundaries)
         return jax.tree.map(jnp.add, totals, new)
 
     add = jax.jit(add, donate_argnums=0)
@@ -75,11 +75,12 @@ def _on_whole_batches(devices: int, step: Any) -> Execution:
     )
 
 
-def _loss_and_accuracy(losses: Array, output: Array, y: Array) -> tuple[Array, Array]:
-    return jnp.mean(losses), jnp.mean(output.argmax(-1) == y)
+def _loss_and_accuracy(losses: Array, output: Array, y: Array) -> tuple[Array, Array, Array]:
+    return jnp.ones(()), jnp.mean(losses), jnp.mean(output.argmax(-1) == y)
 
 
 def _totals_of(state: PipelineState) -> Totals:
     """The sums that the stages keep, as the training loop reads them."""
-    loss, accuracy = state.stages[-1].totals.measured
-    return Totals(loss, accuracy, tuple(b for stage in state.stages for b in stage.totals.boundaries))
+    steps, loss, accuracy = state.stages[-1].totals.measured
+    boundaries = tuple(metrics for stage in state.stages for metrics in stage.totals.boundaries)
+    return Totals(steps, loss, accuracy, boundaries)

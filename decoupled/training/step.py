@@ -21,12 +21,14 @@ class Totals(NamedTuple):
     """Sums over the steps since they were last read; on the device, so that no step waits for the host.
 
     Attributes:
+      steps: whose loss has come in.
       loss: sum of batch means.
       accuracy: sum of batch means.
       boundaries: sums of each boundary's metrics, those of a stack in one array; None where the estimator
         is not trained.
     """
 
+    steps: Array
     loss: Array
     accuracy: Array
     boundaries: tuple[BoundaryMetrics | None, ...]
@@ -45,7 +47,7 @@ def no_totals(learner: Learner) -> Totals:
         return BoundaryMetrics(zero(*shape), None if spec.own_loss else zero(*shape))
 
     chain = learner.chain
-    return Totals(zero(), zero(), tuple(map(zeros, chain.links, chain.estimators)))
+    return Totals(zero(), zero(), zero(), tuple(map(zeros, chain.links, chain.estimators)))
 
 
 def prepare(preprocess: Preprocess, step: Array, images: Array, key: Key) -> tuple[Array, Key]:
@@ -69,7 +71,7 @@ def advance(learner: Learner) -> Callable:
         state, metrics = learner.update(state, inputs, labels, key)
         accuracy = jnp.mean(metrics.output.argmax(-1) == labels)
         accuracy = mean_over(learner.rules.axis_name, accuracy)
-        new = Totals(metrics.loss, accuracy, metrics.boundaries)
+        new = Totals(jnp.ones(()), metrics.loss, accuracy, metrics.boundaries)
         return state, jax.tree.map(jnp.add, totals, new)
 
     return update

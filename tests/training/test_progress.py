@@ -64,8 +64,8 @@ def test_monitor_shows_every_boundary(monkeypatch, tmp_path):
     with Workdir(tmp_path / "run", {}) as workdir, Progress(8) as progress:
         monitor = Monitor(workdir, progress, ["first", "second"])
         fitted = BoundaryMetrics(np.float32(1.0), np.float32(4.0))
-        totals = Totals(np.float32(6.0), np.float32(1.0), (fitted, None))
-        monitor.training(4, 0.5, totals, steps=4, examples_per_second=10.0)
+        totals = Totals(np.float32(4.0), np.float32(6.0), np.float32(1.0), (fitted, None))
+        monitor.training(4, 0.5, totals, examples_per_second=10.0)
         monitor.alignment(4, [0.25, 1.0])
         monitor.boundaries()
         with pytest.raises(TrainingError, match="not finite at step 5: the loss: lower"):

@@ -15,7 +15,14 @@ from decoupled.training.step import no_totals
 def config(**changes):
     result = digits.get_config()
     result.update_from_flattened_dict(
-        {"model.mlp.width": 16, "epochs": 2, "log_every": 10, "alignment_every": 1000, **changes}
+        {
+            "model.mlp.width": 16,
+            "epochs": 2,
+            "optimizer.learning_rate": 0.01,
+            "log_every": 10,
+            "alignment_every": 1000,
+            **changes,
+        }
     )
     return result
 
@@ -51,13 +58,6 @@ def test_a_pipeline_learns_as_a_fused_run_does(fused, tmp_path):
     assert lines[-1]["r2"][1] > 0  # between the stages
 
 
-def test_a_pipeline_of_one_stage_is_the_fused_run(fused, tmp_path):
-    summary, lines = run(tmp_path / "run", **{"parallel.mode": "pipeline", "parallel.stages": 1})
-    np.testing.assert_allclose(summary["test_loss"], fused[0]["test_loss"], rtol=1e-3)
-    for line, wanted in zip(lines, fused[1], strict=True):
-        np.testing.assert_allclose(line["loss"], wanted["loss"], rtol=1e-2)
-
-
 def test_totals_of_a_pipeline_start_anew_when_they_have_been_read():
     job = build(config(**{"parallel.mode": "pipeline"}))
     images, labels = (part[:64] for part in job.dataset.train)
@@ -66,9 +66,9 @@ def test_totals_of_a_pipeline_start_anew_when_they_have_been_read():
     state, totals = step(state, no_totals(job.learner), images, labels, jax.random.key(1))
     for _ in range(3):
         state, totals = step(state, totals, images, labels, jax.random.key(1))
-    assert float(totals.loss) > 3  # three minibatches have come through, at log(10) nats or so
+    assert float(totals.steps) == 3  # the last is on its way
     state, totals = step(state, no_totals(job.learner), images, labels, jax.random.key(1))
-    assert float(totals.loss) < 3
+    assert float(totals.steps) == 1
     chex.assert_trees_all_equal_structs(totals, no_totals(job.learner))
 
 
