@@ -6,9 +6,12 @@ See `decoupled.types` for the notation and the two seams, `Module` and `Estimato
 from decoupled import estimators, losses, models
 from decoupled.backward_rules import feedback_alignment, sign_symmetric, with_backward_rule
 from decoupled.boundaries import Boundary, NNXBoundary, boundary, split_optimizer
+from decoupled.dispatched import dispatched
 from decoupled.errors import DataError, TrainingError, UsageError
 from decoupled.learner import Learner, make_learner
 from decoupled.modules import compose, cut, from_functions, from_linen, from_nnx
+from decoupled.pipeline import make_pipeline
+from decoupled.stack import Stack, stack_equal
 from decoupled.state import (
     BoundaryMetrics,
     EstimatorState,
@@ -36,11 +39,13 @@ __all__ = [
     "ModuleVariables",
     "NNXBoundary",
     "Reads",
+    "Stack",
     "TrainingError",
     "UsageError",
     "boundary",
     "compose",
     "cut",
+    "dispatched",
     "estimators",
     "feedback_alignment",
     "from_functions",
@@ -48,8 +53,10 @@ __all__ = [
     "from_nnx",
     "losses",
     "make_learner",
+    "make_pipeline",
     "models",
     "sign_symmetric",
     "split_optimizer",
+    "stack_equal",
     "with_backward_rule",
 ]
