@@ -24,8 +24,7 @@ check: .venv/installed-dev
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
-# The README's accuracies (Fashion-MNIST; 15 minutes on 2 cores). Its step times: python -m benchmarks.step_time
-
+# The README's accuracies (Fashion-MNIST; 15 minutes on 2 cores). Its step times: python -m benchmarks.step_time.
 results: .venv/installed
 	$(BIN)/python -m benchmarks.accuracy
 

@@ -33,7 +33,7 @@ def compile_step(update: Callable, state: Any, *arguments: Any) -> Compiled:
     start = time.perf_counter()
     step = lowered.compile()
     seconds = time.perf_counter() - start
-    memory = step.memory_analysis()
+    memory: Any = step.memory_analysis()
     total = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     temporary = memory.temp_size_in_bytes
     return Compiled(step, temporary, total + temporary, seconds, matmul_flops(update, state, *arguments))

@@ -80,7 +80,7 @@ def predict(stages: int, costs: Costs) -> Prediction:
 
 
 def _gpipe_seconds(stages: int, count: int, costs: Costs) -> float:
-    """Each tick takes a stage's share of a microbatch; then every stage updates its share of the parameters."""
+    """Ticks of a stage's share of a microbatch, and then a stage's share of the update."""
     update = max(0.0, costs.backprop - costs.microbatch[1]) if 1 in costs.microbatch else 0.0
     # Activations of a microbatch go up between ticks, and gradients down.
     transfer = 2 * costs.transfer / count if stages > 1 else 0.0
@@ -143,7 +143,7 @@ def measure_costs(
 
     one_core = {name: confined(step, 1) for name, step in steps.items()}
     seconds = interleaved_seconds(one_core, states, arguments, turns, None)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    medians: dict[Any, float] = {name: statistics.median(values) for name, values in seconds.items()}
     return Costs(
         medians["backprop"],
         {
@@ -188,8 +188,8 @@ def transfer_seconds(h: jax.Array, hops: int = 50) -> float:
 
 
 def measure(quick: bool) -> Measured:
-    depth, width, batch, turns = (6, 16, 16, 1) if quick else (62, 256, 512, 11)
-    stage_counts, microbatches = ((2, 4), (1, 2)) if quick else ((2, 4, 8, 16, 32, 64), (1, 2, 4, 8, 16))
+    depth, width, batch, turns = (2, 16, 16, 1) if quick else (62, 256, 512, 11)
+    stage_counts, microbatches = ((2,), (1, 2)) if quick else ((2, 4, 8, 16, 32, 64), (1, 2, 4, 8, 16))
     costs = measure_costs(network(depth, width), batch, stage_counts, microbatches, turns)
     settings = {"layers": depth + 2, "width": width, "batch": batch}
     rows = [
@@ -228,7 +228,9 @@ def figures(rows: Sequence[Row]) -> list[Figure]:
         axes.plot(*zip(*points, strict=True), marker=marker, color=colour, label=method)
     for row in rows:
         if row.question == "predicted / measured":
-            axes.plot(row.settings["devices"], row.ratio, "k*", markersize=14, label="pipeline, measured")
+            axes.plot(
+                row.settings["devices"], row.ratio or 0.0, "k*", markersize=14, label="pipeline, measured"
+            )
     devices = sorted({row.settings["devices"] for row in own})
     axes.plot(devices, devices, color="grey", linestyle=":", label="a gain of one for each device")
     axes.set(xscale="log", yscale="log", xlabel="devices")
@@ -243,10 +245,11 @@ def figures(rows: Sequence[Row]) -> list[Figure]:
 PART = Part(
     "What would a pipeline of 2 to 64 devices gain?",
     "benchmarks.cost_model",
-    "A model. Pipeline: a batch takes as long as the slowest stage's fused step and one transfer. GPipe with M"
-    " microbatches on S stages: M + S - 1 ticks of a stage's share of a microbatch's gradient and of two"
-    " transfers, and a share of the update. The steps of the lowest, an inner and the highest stage, gradients"
-    " of microbatches, and backprop were timed in turns on one device with one core; the transfer between two.",
+    "A model. Pipeline: a batch takes as long as the slowest stage's fused step and one transfer. GPipe"
+    " with M microbatches on S stages: M + S - 1 ticks of a stage's share of a microbatch's gradient and"
+    " of two transfers, and a share of the update. The steps of the lowest, an inner and the highest"
+    " stage, the gradients of microbatches, and backprop were timed in turns on one device with one"
+    " core; the transfer between two.",
     measure,
     figures,
     device_flags(2),

@@ -1,4 +1,4 @@
-"""GPipe: backprop over a mesh of stages, the batch cut into microbatches that follow one another through it.
+"""GPipe: backprop over a mesh of stages, through which the microbatches of a batch follow one another.
 
 Huang et al. 2019, arXiv 1811.06965. Stages run in step: in each of num_microbatches + num_stages - 1 ticks
 every stage runs its blocks on the microbatch that has reached it and hands the result on. The stages at

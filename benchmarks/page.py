@@ -1,4 +1,4 @@
-"""The page of `make bench`: what was asked, how it was measured, plots, tables, and whether figures are met."""
+"""The page of `make bench`: what was asked, how it was measured, plots, tables, verdicts."""
 
 import html
 from collections.abc import Mapping, Sequence
@@ -28,8 +28,8 @@ def render(told: Sequence[Mapping[str, Any]], parts: Sequence[Part], quick: bool
     sections = "".join(_section(part, found) for part, found in zip(parts, told, strict=True))
     return page(
         "What decoupling costs and gains",
-        f"{note if quick else ''}<p>Each part ran in a process of its own, one after another. A ratio compares"
-        " methods that took turns in one process; times are medians.</p>"
+        f"{note if quick else ''}<p>Each part ran in a process of its own, one after another. A ratio"
+        " compares methods that took turns in one process; times are medians.</p>"
         f"<h2>Verdicts</h2>{_verdicts(told)}{sections}",
         _STYLE,
     )
@@ -40,8 +40,8 @@ def _verdicts(told: Sequence[Mapping[str, Any]]) -> str:
     for found in told:
         if "error" in found:
             lines.append((found["title"], "", "failed", "not-met"))
-        for verdict in found.get("verdicts", []):
-            lines.append((verdict["claim"], verdict["measured"], *_MET[verdict["met"]]))
+        verdicts = found.get("verdicts", [])
+        lines += [(verdict["claim"], verdict["measured"], *_MET[verdict["met"]]) for verdict in verdicts]
     if not lines:
         return "<p>This run measured no figure that was to be reached.</p>"
     body = "".join(
