@@ -20,10 +20,11 @@ check: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pyrefly check
 
-# The figures of the README: step time (1 minute), and accuracy (Fashion-MNIST; 15 minutes on 2 cores).
+# What decoupling costs and gains, with baselines: runs/bench/bench.html and bench.json (ARGS=--quick for a trial).
 bench: .venv/installed
-	$(BIN)/python -m benchmarks.step_time
+	$(BIN)/python -m benchmarks.run $(ARGS)
 
+# The README's accuracies (Fashion-MNIST; 15 minutes on 2 cores). Its step times: python -m benchmarks.step_time.
 results: .venv/installed
 	$(BIN)/python -m benchmarks.accuracy
 

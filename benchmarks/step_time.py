@@ -18,33 +18,12 @@ import numpy as np
 import optax
 
 import decoupled
+from benchmarks.baselines import plain_backprop
 from benchmarks.timing import interleaved_seconds
 from decoupled import estimators
 from decoupled.types import Module
 
 DEPTH, WIDTH, BATCH, CLASSES = 6, 256, 256, 10
-
-
-def plain_backprop(layers: list[Module]) -> tuple[Callable, Callable]:
-    """The baseline: one loss, one `jax.grad`, one optimizer."""
-    network, adam = decoupled.compose(layers), optax.adam(1e-3)
-
-    def init(key, x, y):
-        params, state = network.init(key, x)
-        return params, state, adam.init(params)
-
-    def update(carry, x, y, key):
-        params, state, opt_state = carry
-
-        def mean_loss(params):
-            logits, new_state = network.apply(params, state, x, key, True)
-            return decoupled.losses.softmax_cross_entropy(logits, y).mean(), new_state
-
-        (loss, state), gradient = jax.value_and_grad(mean_loss, has_aux=True)(params)
-        updates, opt_state = adam.update(gradient, opt_state, params)
-        return (optax.apply_updates(params, updates), state, opt_state), loss
-
-    return init, update
 
 
 def chain(layers: list[Module], estimator: decoupled.Estimator) -> tuple[Callable, Callable]:

@@ -1,0 +1,259 @@
+"""What would a pipeline of many devices gain? A model, from times measured on one device.
+
+python -m benchmarks.cost_model
+
+All stages of the pipeline work in every tick, so it trains a batch in the time of its slowest stage and of
+handing an activation on. GPipe cuts a batch into M microbatches, and of M + S - 1 ticks each of S stages
+works in M.
+"""
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
+from matplotlib.figure import Figure
+
+import decoupled
+from benchmarks.baselines import Network, adam, plain_backprop
+from benchmarks.depth import CLASSES, FEATURES, network
+from benchmarks.devices import confined, device_flags, stage_mesh
+from benchmarks.part import Measured, Part, Row, main
+from benchmarks.timing import interleaved_seconds
+from decoupled import estimators
+from decoupled.chain import Chain
+from decoupled.fused import update_chain
+from decoupled.learner import Learner
+from decoupled.stages import cut_into_stages, fit_top, split_state
+
+BACKPROP = "backprop, one device"
+
+
+class Costs(NamedTuple):
+    """What was measured on one device, in seconds.
+
+    Attributes:
+      backprop: of a step on a whole batch.
+      stages: number of stages -> of each kind of stage (lowest, inner, highest), the fused step.
+      microbatch: number of microbatches -> loss and gradient of the whole network on one of them.
+      transfer: of handing the activations of a batch to the next device.
+    """
+
+    backprop: float
+    stages: Mapping[int, tuple[float, ...]]
+    microbatch: Mapping[int, float]
+    transfer: float
+
+
+class Prediction(NamedTuple):
+    """Throughput relative to one device that runs backprop.
+
+    Attributes:
+      stages: number of devices.
+      pipeline: without bubbles.
+      gpipe: number of microbatches -> of GPipe.
+    """
+
+    stages: int
+    pipeline: float
+    gpipe: Mapping[int, float]
+
+    @property
+    def efficiency(self) -> float:
+        """Of the pipeline: gain for each device."""
+        return self.pipeline / self.stages
+
+
+def predict(stages: int, costs: Costs) -> Prediction:
+    """What a pipeline of so many stages gains.
+
+    Args:
+      stages: one of `costs.stages`.
+      costs: measured on one device.
+    """
+    tick = max(costs.stages[stages]) + costs.transfer
+    gpipe = {count: costs.backprop / _gpipe_seconds(stages, count, costs) for count in costs.microbatch}
+    return Prediction(stages, costs.backprop / tick, gpipe)
+
+
+def _gpipe_seconds(stages: int, count: int, costs: Costs) -> float:
+    """Ticks of a stage's share of a microbatch, and then a stage's share of the update."""
+    update = max(0.0, costs.backprop - costs.microbatch[1]) if 1 in costs.microbatch else 0.0
+    # Activations of a microbatch go up between ticks, and gradients down.
+    transfer = 2 * costs.transfer / count if stages > 1 else 0.0
+    return (count + stages - 1) * (costs.microbatch[count] / stages + transfer) + update / stages
+
+
+def comparison(costs: Costs, measured: Mapping[int, float], settings: Mapping[str, Any]) -> list[Row]:
+    """Prediction beside measurement.
+
+    Args:
+      measured: number of stages -> throughput of the pipeline relative to backprop on one device.
+      settings: of the rows.
+    """
+    rows = []
+    for stages, gain in measured.items():
+        predicted = predict(stages, costs).pipeline
+        own = {**settings, "devices": stages}
+        rows.append(Row("predicted / measured", "pipeline", own, predicted / gain, "times", gain, BACKPROP))
+    return rows
+
+
+def measure_costs(
+    net: Network, batch: int, stage_counts: Sequence[int], microbatches: Sequence[int], turns: int
+) -> Costs:
+    """Times steps on one device with one core, in turns, and transfers between two."""
+    rng, key = np.random.default_rng(0), jax.random.key(0)
+    x = jnp.asarray(rng.normal(size=(batch, FEATURES)), jnp.float32)
+    y = jnp.asarray(rng.integers(CLASSES, size=batch), jnp.int32)
+    init, update = plain_backprop(net.layers)
+    steps: dict[Any, Callable] = {"backprop": jax.jit(update, donate_argnums=0)}
+    states: dict[Any, Any] = {"backprop": jax.jit(init)(key, x, y)}
+    arguments: dict[Any, tuple[Any, ...]] = {"backprop": (x, y, key)}
+
+    def gradient_only(params: Any, x: jax.Array, y: jax.Array) -> tuple[Any, Any]:
+        def mean_loss(params: Any) -> jax.Array:
+            logits, _ = decoupled.compose(net.layers).apply(params, states_of_layers, x, key, True)
+            return decoupled.losses.softmax_cross_entropy(logits, y).mean()
+
+        return params, jax.grad(mean_loss)(params)
+
+    params, states_of_layers, _ = jax.jit(init)(key, x, y)
+    for count in microbatches:
+        name = ("microbatch", count)
+        steps[name], states[name] = jax.jit(gradient_only), params
+        arguments[name] = (x[: batch // count], y[: batch // count])
+
+    sg = estimators.loss_shaped(CLASSES, estimators.one_hot(CLASSES))
+    loss = decoupled.losses.softmax_cross_entropy
+    learner = decoupled.make_learner(net.layers, [sg] * (len(net.layers) - 1), loss, adam(), adam())
+    whole = jax.jit(learner.init)(key, x, y)
+    h = jax.jit(lambda params: net.lower.apply(params, {}, x, key, True)[0])(whole.modules[0].params)
+    for count in stage_counts:
+        stages = cut_into_stages(learner.chain, count)
+        stage_states = split_state(stages, whole)
+        for kind in dict.fromkeys((0, count // 2, count - 1)):
+            name = ("stage", count, kind)
+            steps[name] = jax.jit(stage_step(learner, stages[kind]), donate_argnums=0)
+            states[name] = jax.tree.map(jnp.copy, stage_states[kind])
+            arguments[name] = (h if kind else x, y, key, h)
+
+    one_core = {name: confined(step, 1) for name, step in steps.items()}
+    seconds = interleaved_seconds(one_core, states, arguments, turns, None)
+    medians: dict[Any, float] = {name: statistics.median(values) for name, values in seconds.items()}
+    return Costs(
+        medians["backprop"],
+        {
+            count: tuple(s for name, s in medians.items() if name[0] == "stage" and name[1] == count)
+            for count in stage_counts
+        },
+        {count: medians["microbatch", count] for count in microbatches},
+        transfer_seconds(h),
+    )
+
+
+def stage_step(learner: Learner, stage: Chain) -> Callable:
+    """What a stage computes in a tick: its fused step, and the fit of the estimator above it."""
+
+    def step(
+        state: Any, h_in: jax.Array, y: jax.Array, key: jax.Array, target: jax.Array
+    ) -> tuple[Any, Any]:
+        always = jnp.sum(y) >= 0
+        result = update_chain(learner.rules, stage, state, h_in, y, key, always=always)
+        state = result.state
+        if len(stage.estimators) == len(stage.links):
+            state, _ = fit_top(learner.rules, stage, state, target, y, target)
+        return state, (result.h_out, result.grad_h_in)
+
+    return step
+
+
+def transfer_seconds(h: jax.Array, hops: int = 50) -> float:
+    """Of handing `h` to the next of two devices."""
+    mesh = stage_mesh(2)
+
+    def run(h: jax.Array) -> jax.Array:
+        def hop(_: Any, h: jax.Array) -> jax.Array:
+            return jax.lax.ppermute(h, "stage", [(0, 1), (1, 0)])
+
+        return jax.lax.fori_loop(0, hops, hop, h)
+
+    moved = jax.jit(jax.shard_map(run, mesh=mesh, in_specs=P("stage"), out_specs=P("stage")))
+    step = confined(lambda h: (moved(h),), 2)
+    seconds = interleaved_seconds({"hops": step}, {"hops": jnp.concatenate([h, h])}, {"hops": ()}, 5, 2)
+    return statistics.median(seconds["hops"]) / hops
+
+
+def measure(quick: bool) -> Measured:
+    depth, width, batch, turns = (2, 16, 16, 1) if quick else (62, 256, 512, 11)
+    stage_counts, microbatches = ((2,), (1, 2)) if quick else ((2, 4, 8, 16, 32, 64), (1, 2, 4, 8, 16))
+    costs = measure_costs(network(depth, width), batch, stage_counts, microbatches, turns)
+    settings = {"layers": depth + 2, "width": width, "batch": batch}
+    rows = [
+        Row("measured on one device", BACKPROP, settings, 1e3 * costs.backprop, "ms a step"),
+        Row("measured on one device", "transfer", settings, 1e3 * costs.transfer, "ms"),
+    ]
+    for count, seconds in costs.stages.items():
+        own = {**settings, "devices": count}
+        rows.append(Row("measured on one device", "slowest stage", own, 1e3 * max(seconds), "ms a step"))
+    for count in stage_counts:
+        predicted, own = predict(count, costs), {**settings, "devices": count}
+        gain = predicted.pipeline
+        rows.append(Row("predicted throughput", "pipeline", own, gain, "times", gain, BACKPROP))
+        rows.append(Row("predicted efficiency", "pipeline", own, predicted.efficiency, "a device"))
+        for parts, gain in predicted.gpipe.items():
+            method, own = f"GPipe, {parts} microbatch{'es' * (parts > 1)}", {**settings, "devices": count}
+            rows.append(Row("predicted throughput", method, own, gain, "times", gain, BACKPROP))
+    rows += comparison(costs, measured_pipelines(quick), settings)
+    return Measured(rows, [])
+
+
+def measured_pipelines(quick: bool) -> dict[int, float]:
+    """Number of stages -> measured throughput relative to backprop on one device, of the same network."""
+    del quick
+    return {}
+
+
+def figures(rows: Sequence[Row]) -> list[Figure]:
+    """Predicted gain against the number of devices."""
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    own = [row for row in rows if row.question == "predicted throughput"]
+    styles = zip(("#d55e00", "#000000", "#0072b2", "#009e73", "#cc79a7", "#56b4e9"), "os^Dvx", strict=True)
+    for method, (colour, marker) in zip(dict.fromkeys(row.method for row in own), styles, strict=False):
+        points = [(row.settings["devices"], row.value) for row in own if row.method == method]
+        axes.plot(*zip(*points, strict=True), marker=marker, color=colour, label=method)
+    for row in rows:
+        if row.question == "predicted / measured":
+            axes.plot(
+                row.settings["devices"], row.ratio or 0.0, "k*", markersize=14, label="pipeline, measured"
+            )
+    devices = sorted({row.settings["devices"] for row in own})
+    axes.plot(devices, devices, color="grey", linestyle=":", label="a gain of one for each device")
+    axes.set(xscale="log", yscale="log", xlabel="devices")
+    axes.set_ylabel("examples/s, relative to backprop on one device")
+    axes.set_xticks(devices, [str(count) for count in devices])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return [figure]
+
+
+PART = Part(
+    "What would a pipeline of 2 to 64 devices gain?",
+    "benchmarks.cost_model",
+    "A model. Pipeline: a batch takes as long as the slowest stage's fused step and one transfer. GPipe"
+    " with M microbatches on S stages: M + S - 1 ticks of a stage's share of a microbatch's gradient and"
+    " of two transfers, and a share of the update. The steps of the lowest, an inner and the highest"
+    " stage, the gradients of microbatches, and backprop were timed in turns on one device with one"
+    " core; the transfer between two.",
+    measure,
+    figures,
+    device_flags(2),
+)
+
+if __name__ == "__main__":
+    main(PART)
