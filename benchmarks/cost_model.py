@@ -7,6 +7,7 @@ handing an activation on. GPipe cuts a batch into M microbatches, and of M + S -
 works in M.
 """
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -22,14 +23,13 @@ from benchmarks.baselines import Network, adam, plain_backprop
 from benchmarks.depth import CLASSES, FEATURES, network
 from benchmarks.devices import confined, device_flags, stage_mesh
 from benchmarks.part import Measured, Part, Row, main
+from benchmarks.pipeline import BACKPROP, THROUGHPUT, backprop_runner, pipeline_runner, throughput_rows
 from benchmarks.timing import interleaved_seconds
 from decoupled import estimators
 from decoupled.chain import Chain
 from decoupled.fused import update_chain
 from decoupled.learner import Learner
 from decoupled.stages import cut_into_stages, fit_top, split_state
-
-BACKPROP = "backprop, one device"
 
 
 class Costs(NamedTuple):
@@ -67,14 +67,17 @@ class Prediction(NamedTuple):
         return self.pipeline / self.stages
 
 
-def predict(stages: int, costs: Costs) -> Prediction:
+def predict(stages: int, costs: Costs, cores: float = math.inf) -> Prediction:
     """What a pipeline of so many stages gains.
 
     Args:
       stages: one of `costs.stages`.
       costs: measured on one device.
+      cores: that the devices share, where they have not one each.
     """
-    tick = max(costs.stages[stages]) + costs.transfer
+    lowest, *inner, highest = costs.stages[stages]
+    work = lowest + highest + (stages - 2) * sum(inner)
+    tick = max(*costs.stages[stages], work / cores) + costs.transfer
     gpipe = {count: costs.backprop / _gpipe_seconds(stages, count, costs) for count in costs.microbatch}
     return Prediction(stages, costs.backprop / tick, gpipe)
 
@@ -96,7 +99,7 @@ def comparison(costs: Costs, measured: Mapping[int, float], settings: Mapping[st
     """
     rows = []
     for stages, gain in measured.items():
-        predicted = predict(stages, costs).pipeline
+        predicted = predict(stages, costs, cores=2).pipeline
         own = {**settings, "devices": stages}
         rows.append(Row("predicted / measured", "pipeline", own, predicted / gain, "times", gain, BACKPROP))
     return rows
@@ -207,14 +210,23 @@ def measure(quick: bool) -> Measured:
         for parts, gain in predicted.gpipe.items():
             method, own = f"GPipe, {parts} microbatch{'es' * (parts > 1)}", {**settings, "devices": count}
             rows.append(Row("predicted throughput", method, own, gain, "times", gain, BACKPROP))
-    rows += comparison(costs, measured_pipelines(quick), settings)
+    if not quick:
+        rows += comparison(costs, measured_pipelines(network(depth, width), batch, turns), settings)
     return Measured(rows, [])
 
 
-def measured_pipelines(quick: bool) -> dict[int, float]:
-    """Number of stages -> measured throughput relative to backprop on one device, of the same network."""
-    del quick
-    return {}
+def measured_pipelines(net: Network, batch: int, turns: int) -> dict[int, float]:
+    """Throughput relative to backprop on one device: of 2 devices, and of 4 that share two cores."""
+    rng, key = np.random.default_rng(0), jax.random.key(0)
+    x = jnp.asarray(rng.normal(size=(batch, FEATURES)), jnp.float32)
+    y = jnp.asarray(rng.integers(CLASSES, size=batch), jnp.int32)
+    runners = {BACKPROP: backprop_runner(plain_backprop(net.layers), x, y, key)}
+    boundaries = range(len(net.layers) - 1)
+    for stages in (2, 4):
+        runners[str(stages)] = pipeline_runner(net, boundaries, stages, x, y, key)._replace(cores=2)
+    rows = throughput_rows(runners, (x, y, key), {"batch": batch}, turns)
+    gains = {row.method: row.ratio or 0.0 for row in rows if row.question == THROUGHPUT}
+    return {stages: gains[str(stages)] for stages in (2, 4)}
 
 
 def figures(rows: Sequence[Row]) -> list[Figure]:
@@ -252,7 +264,7 @@ PART = Part(
     " core; the transfer between two.",
     measure,
     figures,
-    device_flags(2),
+    device_flags(4),
 )
 
 if __name__ == "__main__":

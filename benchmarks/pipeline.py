@@ -12,12 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
+import decoupled
 from benchmarks.baselines import Network, adam, plain_backprop, scanned_backprop
 from benchmarks.depth import CLASSES, FEATURES, network
 from benchmarks.devices import confined, cores_in_use, device_flags, stage_mesh
 from benchmarks.gpipe import gpipe, place
 from benchmarks.part import Measured, Part, Row, Verdict, main
 from benchmarks.timing import interleaved_seconds, median_ratio
+from decoupled import estimators
+from decoupled.pipeline import make_mesh
 from decoupled.types import PyTree
 
 BACKPROP, PIPELINE = "backprop, one device", "pipeline"
@@ -40,9 +43,27 @@ class Runner(NamedTuple):
 
 
 def pipelined(net: Network, stages: int, x: jax.Array, y: jax.Array, key: jax.Array) -> dict[str, Runner]:
-    """The pipelines without bubbles, by name, each on `stages` devices."""
-    del net, stages, x, y, key
-    return {}
+    """The pipelines without bubbles, by name, each on `stages` devices: as few SGs as that takes, or all."""
+    edges = [len(net.layers) * s // stages - 1 for s in range(1, stages)]
+    return {
+        f"{PIPELINE}, SG between stages": pipeline_runner(net, edges, stages, x, y, key),
+        f"{PIPELINE}, SG at every boundary": pipeline_runner(
+            net, range(len(net.layers) - 1), stages, x, y, key
+        ),
+    }
+
+
+def pipeline_runner(
+    net: Network, boundaries: Sequence[int], stages: int, x: jax.Array, y: jax.Array, key: jax.Array
+) -> Runner:
+    """This package's pipeline on the first `stages` devices, its network cut after the layers named."""
+    sg = estimators.loss_shaped(CLASSES, estimators.one_hot(CLASSES))
+    modules = decoupled.cut(net.layers, boundaries)
+    loss = decoupled.losses.softmax_cross_entropy
+    learner = decoupled.make_learner(modules, [sg] * len(boundaries), loss, adam(), adam())
+    made = decoupled.make_pipeline(learner, make_mesh(stages, jax.devices()[:stages]))
+    state = made.start(jax.jit(learner.init)(key, x, y), x, y)
+    return Runner(lambda state, x, y, key: (made.tick(state, x, y, key),), state, stages)
 
 
 def backprop_runner(
