@@ -1,8 +1,8 @@
 """What a worker and its supervisor say to each other, and how it travels.
 
-A message is a NamedTuple of plain values and NumPy arrays, pickled with the arrays' bytes beside the pickle,
-so that they are neither copied into it nor out of it. Each worker has a connection of its own: what one that
-dies has written half is lost with its connection, and nobody else reads from there.
+A message is a NamedTuple of plain values and NumPy arrays, pickled with the arrays' bytes beside the
+pickle, so that they are neither copied into it nor out of it. Each worker has a connection of its own: what
+one that dies has written half is lost with its connection, and nobody else reads from there.
 """
 
 import pickle
@@ -154,7 +154,7 @@ def to_device(tree: PyTree) -> PyTree:
     return jax.tree.map(move, tree, is_leaf=lambda leaf: isinstance(leaf, _HostKey))
 
 
-def send(connection: Connection, message: NamedTuple) -> None:
+def send(connection: Connection, message: Any) -> None:
     """Writes a message whole; waits while the pipe is full.
 
     Raises:

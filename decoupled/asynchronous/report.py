@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from decoupled.asynchronous.messages import Counts
 from decoupled.errors import UsageError
@@ -132,5 +132,5 @@ def check_options(options: AsyncOptions, num_stages: int) -> None:
 
 def add_counts(one: Counts, other: Counts) -> Counts:
     """Of two workers of a stage together."""
-    worst = max(one.staleness_max, other.staleness_max)
-    return Counts(*(a + b for a, b in zip(one, other, strict=True)))._replace(staleness_max=worst)
+    sums: dict[str, Any] = {name: a + b for name, a, b in zip(one._fields, one, other, strict=True)}
+    return Counts(**{**sums, "staleness_max": max(one.staleness_max, other.staleness_max)})

@@ -2,32 +2,28 @@
 
 Each worker has a pipe to the supervisor and nothing in common with other workers: a process that is killed
 takes no lock and no queue with it. Two threads serve a worker: one starts it, reads from it, and starts the
-next one when it has died; the other writes to it. They meet in the router, under one lock, which nobody holds
-while waiting for a process; so a worker that is slow, stuck or dead keeps nobody else waiting.
+next one when it has died; the other writes to it. They meet in the router, under one lock, which nobody
+holds while waiting for a process; so a worker that is slow, stuck or dead keeps nobody else waiting.
 """
 
-import itertools
 import multiprocessing
-import pickle
 import signal
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Any, Self
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from decoupled.asynchronous.messages import Input, Ready, Start, receive, send, to_device, to_host
-from decoupled.asynchronous.report import AsyncOptions, AsyncResult, StageEvent, check_options
+from decoupled.asynchronous.messages import Ready, Start, receive, send, to_device
+from decoupled.asynchronous.plan import make_plan
+from decoupled.asynchronous.report import AsyncOptions, AsyncResult, StageEvent
 from decoupled.asynchronous.router import Router
-from decoupled.asynchronous.worker import Job, run_worker
-from decoupled.chain import Chain, ChainState, evaluate_chain
-from decoupled.errors import UsageError
+from decoupled.asynchronous.worker import run_worker
 from decoupled.learner import Learner
-from decoupled.stages import cut_into_stages, join_states, split_state
+from decoupled.stages import join_states
 from decoupled.state import LearnerState
 from decoupled.types import Key
 
@@ -51,34 +47,14 @@ class Supervisor:
     ):
         """As for `run_asynchronously`; `example` is a batch (x, y), of which only shapes count."""
         options = options or AsyncOptions()
-        _check_picklable(make_learner)
-        learner = make_learner()
-        if learner.rules.axis_name is not None:
-            raise UsageError("an asynchronous stage has no mapped axis: make the learner without axis_name")
-        chains = cut_into_stages(learner.chain, num_stages)
-        check_options(options, num_stages)
-        states = split_state(chains, state)
-        key_data = (np.asarray(jax.random.key_data(key)), str(jax.random.key_impl(key)))
-        self._jobs = [
-            Job(
-                make_learner=make_learner,
-                num_stages=num_stages,
-                stage=i,
-                example=example,
-                key=key_data,
-                x64=bool(jax.config.jax_enable_x64),
-                gpu=options.gpus[i % len(options.gpus)] if options.gpus else None,
-                delay=options.delays.get(i, 0.0),
-                snapshot_every=options.snapshot_every,
-                max_staleness=options.max_staleness,
-            )
-            for i, example in enumerate(_examples(chains, states, *example))
-        ]
-        names = [tuple(module.name for module in chain.modules) for chain in chains]
-        self._router = Router(names, [to_host(own) for own in states], int(state.step), options)
+        plan = make_plan(make_learner, state, example, key, num_stages, options)
+        self._jobs = [stage.job for stage in plan]
+        self._router = Router(
+            [stage.modules for stage in plan], [stage.state for stage in plan], int(state.step), options
+        )
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)  # for the thread that feeds
-        self._wake = [threading.Condition(self._lock) for _ in chains]  # for those that write
+        self._wake = [threading.Condition(self._lock) for _ in plan]  # for those that write
         self._ready = [False] * num_stages  # whether a stage's worker can be written to
         self._processes: list[SpawnProcess | None] = [None] * num_stages
         self._closing = False
@@ -248,69 +224,6 @@ class Supervisor:
                 send(connection, message)
             except OSError:
                 return  # It has died: the thread that reads from it sees that too.
-
-
-def run_asynchronously(
-    make_learner: Callable[[], Learner],
-    state: LearnerState,
-    batches: Iterable[tuple[Any, Any]],
-    key: Key,
-    *,
-    num_stages: int,
-    options: AsyncOptions | None = None,
-) -> AsyncResult:
-    """Trains every stage of a chain in a process of its own, as fast as its input comes.
-
-    Every module takes part in every minibatch that reaches it, whatever `update_probability` says of the
-    fused step. Programs that call this need the usual `if __name__ == "__main__":`, since workers import
-    them too.
-
-    Args:
-      make_learner: () -> Learner. It is called in every worker, so it must be picklable: a function at the
-        top level of a file, or a `functools.partial` of one.
-      state: to start from.
-      batches: (x, y), preprocessed, all of one shape; taken one after another as the lowest stage has room.
-      key: of the run. Minibatch n, counted from `state.step`, has the randomness of the fused step n.
-      num_stages: into which the chain is cut.
-      options: sizes, limits and test hooks.
-
-    Raises:
-      UsageError: there are no batches, or the chain cannot be cut so, or an option is out of range.
-      TrainingError: a stage died too often, or the loss is no longer finite.
-    """
-    iterator = iter(batches)
-    first = next(iterator, None)
-    if first is None:
-        raise UsageError("an asynchronous run was given no batches: give it at least one")
-    with Supervisor(make_learner, state, first, key, num_stages=num_stages, options=options) as run:
-        for x, y in itertools.chain([first], iterator):
-            run.feed(x, y)
-        return run.finish()
-
-
-def _check_picklable(make_learner: Callable[[], Learner]) -> None:
-    try:
-        pickle.dumps(make_learner)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise UsageError(
-            f"make_learner cannot be sent to another process ({error}): give a function at the top level"
-            " of a file, or a functools.partial of one"
-        ) from error
-
-
-def _examples(chains: Sequence[Chain], states: Sequence[ChainState], x: Any, y: Any) -> list[Input]:
-    """Zeros like the input of each stage."""
-    h, y = np.zeros_like(x), np.zeros_like(y)
-    examples = []
-    for chain, state in zip(chains, states, strict=True):
-        examples.append(Input(0, h, y))
-        # The key's value cannot matter: only shapes are traced.
-        out: Any = jax.eval_shape(
-            lambda h, chain=chain, state=state: evaluate_chain(chain, state.modules, h, jax.random.key(0)),
-            h,
-        )
-        h = np.zeros(out.shape, out.dtype)
-    return examples
 
 
 def _end_of(process: SpawnProcess) -> int | None:

@@ -73,7 +73,7 @@ def run_worker(connection: Connection, job: Job) -> None:
     inbox: queue.SimpleQueue = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(connection, inbox), daemon=True).start()
     try:
-        _train(connection, inbox, job)
+        train_stage(connection, inbox, job)
     except Exception as error:
         line = " ".join("".join(traceback.format_exception_only(error)).split())
         send(connection, Failed(line, traceback.format_exc()))
@@ -99,7 +99,8 @@ def _choose_device(job: Job) -> None:
     jax.config.update("jax_enable_x64", job.x64)
 
 
-def _train(connection: Connection, inbox: queue.SimpleQueue, job: Job) -> None:
+def train_stage(connection: Connection, inbox: queue.SimpleQueue, job: Job) -> None:
+    """Deals with messages in turn, until it is told to stop; answers over the connection."""
     learner = job.make_learner()
     stage = cut_into_stages(learner.chain, job.num_stages)[job.stage]
     data, implementation = job.key
