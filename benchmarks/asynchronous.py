@@ -3,12 +3,13 @@
 python -m benchmarks.asynchronous
 
 Workers compute on one thread each, and the feeder is paced so that they do not fill the machine: what is
-measured is who waits for whom, not how stages share too few cores. (1) A 4-stage MLP whose third stage sleeps
-9 times as long as its update usually takes: the update rates of the stages below it, as ratios to those of
-an undisturbed run at the same pace, in turns; medians. (2) Fashion-MNIST (digits, where that is not
-installed): test accuracy of runs in which one worker is killed half-way, and of the same runs undisturbed.
-While its successor starts, which takes seconds, minibatches pass the stage by: the run must be long enough
-for that not to matter.
+measured is who waits for whom, not how stages share too few cores.
+
+(1) A 4-stage MLP whose third stage sleeps 9 times as long as its update usually takes: the update rates of
+    the stages below it, as ratios to those of an undisturbed run at the same pace, in turns; medians.
+(2) Fashion-MNIST (digits, where that is not installed): test accuracy of runs in which one worker is killed
+    half-way, and of the same runs undisturbed. While its successor starts, which takes seconds, minibatches
+    pass the stage by: the run must be long enough for that not to matter.
 """
 
 import argparse
