@@ -40,12 +40,12 @@ from decoupled.training.step import evaluator
 _ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 
 
-def make_mlp(depth: int, width: int, num_classes: int, rate: float) -> Learner:
-    """An MLP with a loss-shaped synthetic gradient after every layer but the last, Adam."""
+def make_mlp(depth: int, width: int, num_classes: int, steps: int) -> Learner:
+    """An MLP with a loss-shaped synthetic gradient after every layer but the last; Adam, 1e-3 to 0 in `steps`."""
     modules = decoupled.cut(decoupled.models.mlp(depth, width, num_classes, norm="batch"), range(depth))
     boundary = estimators.loss_shaped(num_classes, context=estimators.one_hot(num_classes))
     loss = decoupled.losses.softmax_cross_entropy
-    adam = optax.adam(rate)
+    adam = optax.adam(optax.cosine_decay_schedule(1e-3, steps))
     return decoupled.make_learner(modules, [boundary] * depth, loss, adam, adam)
 
 
@@ -71,7 +71,7 @@ def slow_stage(
       its update rate in the disturbed run as a ratio to the undisturbed one, median over the turns; what
       each stage dropped in the last disturbed run.
     """
-    make = partial(make_mlp, 3, width, 10, 1e-3)
+    make = partial(make_mlp, 3, width, 10, minibatches)
     learner = make()
     rng = np.random.default_rng(0)
     batch = (
@@ -129,10 +129,10 @@ def killed_worker(
     dataset, batch_size = _images()
     preprocess = data.preprocess(dataset.train.images, 0, False)
     evaluate_images = jax.jit(preprocess.evaluate)
-    make = partial(make_mlp, 5, width, dataset.num_classes, 1e-3)
+    batches_an_epoch = data.batches_per_epoch(dataset.train, batch_size)
+    make = partial(make_mlp, 5, width, dataset.num_classes, epochs * batches_an_epoch)
     learner = make()
     evaluate = evaluator(learner, preprocess, 500)
-    batches_an_epoch = data.batches_per_epoch(dataset.train, batch_size)
 
     def batches(seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for epoch in range(epochs):
