@@ -41,7 +41,7 @@ _ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1
 
 
 def make_mlp(depth: int, width: int, num_classes: int, steps: int) -> Learner:
-    """An MLP with a loss-shaped synthetic gradient after every layer but the last; Adam, 1e-3 to 0 in `steps`."""
+    """An MLP with a loss-shaped synthetic gradient after all layers but the last; Adam, 1e-3 to 0 in `steps`."""
     modules = decoupled.cut(decoupled.models.mlp(depth, width, num_classes, norm="batch"), range(depth))
     boundary = estimators.loss_shaped(num_classes, context=estimators.one_hot(num_classes))
     loss = decoupled.losses.softmax_cross_entropy
@@ -114,7 +114,7 @@ def killed_worker(
     epochs: int = 10,
     seeds: Sequence[int] = (0, 1, 2),
     victim: int = 1,
-    pace: float = 0.01,
+    pace: float = 0.02,
     width: int = 128,
 ) -> dict[str, Any]:
     """One of three stages is killed half-way and restarted from its snapshot, 100 updates old at most.
