@@ -41,7 +41,7 @@ _ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1
 
 
 def make_mlp(depth: int, width: int, num_classes: int, steps: int) -> Learner:
-    """An MLP with a loss-shaped synthetic gradient after all layers but the last; Adam, 1e-3 to 0 in `steps`."""
+    """Layers with a loss-shaped synthetic gradient after all but the last; Adam, 1e-3 to 0 in `steps`."""
     modules = decoupled.cut(decoupled.models.mlp(depth, width, num_classes, norm="batch"), range(depth))
     boundary = estimators.loss_shaped(num_classes, context=estimators.one_hot(num_classes))
     loss = decoupled.losses.softmax_cross_entropy
