@@ -12,9 +12,7 @@ measured is who waits for whom, not how stages share too few cores.
     pass the stage by: the run must be long enough for that not to matter.
 """
 
-import argparse
 import itertools
-import json
 import os
 import signal
 import statistics
@@ -28,6 +26,7 @@ import numpy as np
 import optax
 
 import decoupled
+from benchmarks.part import Measured, Part, Row, Verdict, main
 from configs import digits, fashion_mnist
 from decoupled import data, estimators
 from decoupled.asynchronous import AsyncOptions, AsyncResult, Supervisor, run_asynchronously
@@ -98,6 +97,8 @@ def slow_stage(
         slow = run(pace, {2: 9 * max(usual, pace)})
         pairs = zip(calm.reports, slow.reports, strict=True)
         ratios.append([b.updates_per_second / a.updates_per_second for a, b in pairs])
+    if not turns:
+        return {"busy_seconds_an_update": busy}
     return {
         "pace_seconds": pace,
         "busy_seconds_an_update": busy,
@@ -190,17 +191,56 @@ def _images() -> tuple[Dataset, int]:
         return data.digits(), digits.get_config().batch_size
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="tiny settings, to see that it runs")
-    arguments = parser.parse_args()
+def measure(quick: bool) -> Measured:
     jax.devices()  # reads XLA_FLAGS
     os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), _ONE_THREAD))
-    slow = slow_stage(minibatches=60, turns=1) if arguments.quick else slow_stage()
-    print(json.dumps({"slow_stage": slow}, indent=2), flush=True)
-    killed = killed_worker(epochs=2, seeds=(0,)) if arguments.quick else killed_worker()
-    print(json.dumps({"killed_worker": killed}, indent=2))
+    if quick:
+        slow = slow_stage(minibatches=10, turns=0)
+        busy = 1e3 * max(slow["busy_seconds_an_update"])
+        return Measured([Row("busy time of an update", "slowest stage", {"stages": 4}, busy, "ms")], [])
+    slow, killed = slow_stage(), killed_worker()
+    rows, settings = [], {"stages": 4, "slowed": "third, 10 times"}
+    for stage, ratio in enumerate(slow["rate_ratios"]):
+        rate = slow["disturbed_updates_per_second"][stage]
+        row = Row(RATE, f"stage {stage}", settings, rate, "updates/s", ratio, "undisturbed")
+        rows.append(row)
+    settings = {"dataset": killed["dataset"], "minibatches": killed["minibatches"], "stages": 3}
+    for name in ("undisturbed", "killed"):
+        for seed, accuracy in enumerate(killed[name]["each"]):
+            rows.append(Row("test accuracy", name, {**settings, "seed": seed}, 100 * accuracy, "%"))
+    for number, event in enumerate(killed["events"]):
+        rows.append(Row(f"event: {event}", "killed", settings, number, "th event"))
+    least = min(slow["rate_ratios"][:2])
+    means = [100 * killed[name]["mean"] for name in ("undisturbed", "killed")]
+    spread = 100 * max(killed[name]["deviation"] for name in ("undisturbed", "killed"))
+    return Measured(
+        rows,
+        [
+            Verdict(
+                "third of four stages slowed 10 times: stages below it lose less than 10 % of their rate",
+                f"{100 * (1 - least):.1f} %",
+                least > 0.9,
+            ),
+            Verdict(
+                "a worker killed half-way: accuracy of an undisturbed run, within noise",
+                f"{means[1]:.2f} against {means[0]:.2f} % (standard deviation {spread:.2f})",
+                means[1] > means[0] - 2 * spread,
+            ),
+        ],
+    )
 
+
+RATE = "update rate with one slow stage"
+
+PART = Part(
+    "Do stages in processes of their own keep out of each other's way?",
+    "benchmarks.asynchronous",
+    "Stages as processes with one thread each, fed at a pace that does not fill the machine. One stage"
+    " sleeps 9 times as long as its update usually takes: update rates as ratios to an undisturbed run, in"
+    " turns, medians. One of three workers is killed half-way through a run on images: test accuracy with"
+    " and without, same seeds.",
+    measure,
+)
 
 if __name__ == "__main__":
-    main()
+    main(PART)

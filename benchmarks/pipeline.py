@@ -43,7 +43,7 @@ class Runner(NamedTuple):
 
 
 def pipelined(net: Network, stages: int, x: jax.Array, y: jax.Array, key: jax.Array) -> dict[str, Runner]:
-    """The pipelines without bubbles, by name, each on `stages` devices: as few SGs as that takes, or all."""
+    """The pipelines without bubbles, by name, with as few SGs as that takes, and with all."""
     edges = [len(net.layers) * s // stages - 1 for s in range(1, stages)]
     return {
         f"{PIPELINE}, SG between stages": pipeline_runner(net, edges, stages, x, y, key),

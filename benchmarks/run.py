@@ -15,12 +15,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import cost_model, depth, pipeline
+from benchmarks import asynchronous, cost_model, depth, pipeline, step_time
 from benchmarks.page import render
 from benchmarks.part import Part, run_part
 from decoupled.training.workdir import write_whole
 
-PARTS: tuple[Part, ...] = (depth.PART, pipeline.PART, cost_model.PART)
+PARTS: tuple[Part, ...] = (
+    depth.PART,
+    pipeline.PART,
+    cost_model.PART,
+    asynchronous.PART,
+    step_time.PART,
+)
 
 
 def main() -> None:

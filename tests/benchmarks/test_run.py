@@ -29,7 +29,7 @@ def test_quick_run_measures_every_part(tmp_path):
         assert row["ratio"] is None or row["ratio_to"]
     page = (tmp_path / "bench.html").read_text()
     assert all(html.escape(part.title) in page for part in PARTS)
-    assert page.count("<svg") >= len(PARTS)
+    assert page.count("<svg") >= len(PARTS) - 1  # one part has no plot
 
 
 def test_a_part_that_fails_is_told_and_the_others_run(tmp_path):
