@@ -41,6 +41,8 @@ def check_address(
             f"--coordinator_address is {coordinator_address!r}: give the first process's host:port, like"
             " 10.0.0.1:1234"
         )
+    if num_processes < 1:
+        raise UsageError(f"--num_processes is {num_processes}: choose at least 1")
     if not 0 <= process_id < num_processes:
         raise UsageError(
             f"--process_id is {process_id}: with --num_processes={num_processes} choose from 0 to"
