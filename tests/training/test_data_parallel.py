@@ -46,7 +46,7 @@ class Taken(NamedTuple):
     evaluation: Any
 
 
-def take_steps(mode, count=3):
+def take_steps(mode, count=7):
     """A few steps as the loop takes them, and its two ways to measure the result."""
     job = build(config(**{"parallel.mode": mode}))
     execution, learner, preprocess = job.execution, job.learner, job.preprocess
