@@ -21,6 +21,7 @@ def run(program: str, config: flags.FlagHolder, main: Callable[[], None]) -> Non
     """
 
     def guarded(argv: list[str]) -> None:
+        from decoupled.distributed import leave
         from decoupled.errors import DataError, TrainingError, UsageError
 
         logging.set_verbosity(logging.INFO)
@@ -30,11 +31,11 @@ def run(program: str, config: flags.FlagHolder, main: Callable[[], None]) -> Non
                 raise UsageError(f"cannot make sense of {' '.join(argv[1:])!r}; see --help")
             main()
         except UsageError as error:
-            _fail(program, str(error), 2)
+            _fail(program, str(error), 2, leave)
         except (DataError, TrainingError) as error:
-            _fail(program, str(error), 1)
+            _fail(program, str(error), 1, leave)
         except KeyboardInterrupt:
-            _fail(program, "interrupted", 130)
+            _fail(program, "interrupted", 130, leave)
 
     app.run(guarded, flags_parser=lambda argv: _parse_flags(program, config, argv))
 
@@ -56,6 +57,6 @@ def _parse_flags(program: str, config: flags.FlagHolder, argv: list[str]) -> lis
         sys.exit(0 if any(word.startswith(("--help", "-help", "-?")) for word in argv) else 1)
 
 
-def _fail(program: str, message: str, code: int) -> NoReturn:
+def _fail(program: str, message: str, code: int, leave: Callable[[int], NoReturn] = sys.exit) -> NoReturn:
     print(f"{program}: {message}", file=sys.stderr)
-    sys.exit(code)
+    leave(code)

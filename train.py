@@ -1,8 +1,14 @@
-"""Trains a network whose modules are decoupled by synthetic gradients.
+r"""Trains a network whose modules are decoupled by synthetic gradients.
 
   python train.py --config=configs/digits.py
   python train.py --config=configs/fashion_mnist.py --config.estimator.name=backprop
   python train.py --config=configs/cifar.py:quick --workdir=runs/first
+
+Several processes, here or on many hosts, train as one (the same command in each, but for its id):
+
+  python train.py --config=configs/digits.py --config.parallel.mode=mesh \
+    --coordinator_address=10.0.0.1:1234 --num_processes=2 --process_id=0
+  srun python train.py --config=configs/cifar.py --config.parallel.mode=mesh --distributed
 
 Every field of the config can be set on the command line; configs/base.py describes them all.
 Exit codes: 0 done, 1 failed (data, numbers, disk), 2 a mistake in the command, 130 interrupted.
@@ -19,15 +25,40 @@ import command_line
 _CONFIG = config_flags.DEFINE_config_file("config", None, "What to train: a file in configs/.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the results; by default runs/CONFIG/TIME.")
 
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator_address", None, "host:port where processes meet: a free port of the one with id 0."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes train as one.")
+_PROCESS_ID = flags.DEFINE_integer(
+    "process_id", None, "Which of them this is, from 0; 0 writes the results."
+)
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "Find the other processes by SLURM, GKE, Open MPI, ..."
+)
+_TIMEOUT = flags.DEFINE_integer("coordinator_timeout", 300, "Seconds to wait for the other processes.", 1)
+
 
 def main() -> None:
-    from decoupled.builder import build
+    from decoupled.distributed import joined
     from decoupled.errors import UsageError
-    from decoupled.training import Workdir, train_and_evaluate
 
     if _CONFIG.value is None:
         raise UsageError("say what to train: --config=configs/digits.py; see --help")
+    address = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    with joined(*address, detect=_DISTRIBUTED.value, timeout=_TIMEOUT.value):
+        _train()
+
+
+def _train() -> None:
+    import jax
+
+    from decoupled.builder import build
+    from decoupled.training import NoWorkdir, Workdir, train_and_evaluate
+
     job = build(_CONFIG.value)
+    if jax.process_index() > 0:
+        train_and_evaluate(job, NoWorkdir())
+        return
     path = Path(_WORKDIR.value or _default_workdir())
     with Workdir(path, _CONFIG.value.to_dict()) as workdir:
         train_and_evaluate(job, workdir)

@@ -1,6 +1,6 @@
 """One batch over two devices, in every way a config can choose: the run of one device is the oracle."""
 
-import json
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -12,7 +12,7 @@ from configs import digits
 from decoupled.builder import build
 from decoupled.data import shuffled_batches
 from decoupled.training import Workdir, read_metrics, train_and_evaluate
-from decoupled.training.step import no_totals
+from decoupled.training.step import alignment_step, evaluator, no_totals
 
 WAYS = ("mesh", "shard_map", "pmap")
 # Batch normalisation and augmentation see the whole batch, or the runs would part at the first step.
@@ -37,71 +37,71 @@ def config(**changes):
     return result
 
 
-def steps(mode, count, **changes):
-    """A few steps taken as the loop takes them: (state, totals), read to the host."""
-    job = build(config(**{"parallel.mode": mode, **changes}))
-    execution, learner = job.execution, job.learner
+class Taken(NamedTuple):
+    """What some steps did, read to the host."""
+
+    state: Any
+    totals: Any
+    cosines: Any
+    evaluation: Any
+
+
+def take_steps(mode, count=7):
+    """A few steps as the loop takes them, and its two ways to measure the result."""
+    job = build(config(**{"parallel.mode": mode}))
+    execution, learner, preprocess = job.execution, job.learner, job.preprocess
     train, size = job.dataset.train, job.batch_size
-    key = execution.place_state(jax.random.key(7))
+    key, rows = execution.place_state(jax.random.key(7)), execution.rows(size)
     first = (train.images[:size], train.labels[:size])
-    state = jax.jit(learner.init)(jax.random.key(0), job.preprocess.evaluate(first[0]), first[1])
+    state = jax.jit(learner.init)(jax.random.key(0), preprocess.evaluate(first[0]), first[1])
     state, totals = execution.place_state(state), execution.place_state(no_totals(learner))
-    rows = execution.rows(size)
     step = execution.compile_step(state, totals, *execution.place_batch(first), key)
     for _, batch in zip(range(count), shuffled_batches(train, size, 0, 1, rows), strict=False):
-        before = (state, totals)
-        # Anything that would have the host wait for a device raises.
-        placed = execution.place_batch(batch)
-        with jax.transfer_guard_device_to_host("disallow"):
-            state, totals = step(state, totals, *placed, key)
+        batch, before = execution.place_batch(batch), (state, totals)
+        # Compiled for one kind of argument: what a step returns must be of the kind that it takes.
+        state, totals = step(state, totals, *batch, key)
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before))
-    return jax.device_get((execution.whole_state(state), totals))
-
-
-def same(mode, **changes):
-    """Runs that differ in rounding only part slowly: after three steps of SGD-like Adam, by little."""
-    expected, actual = steps("none", 3, **changes), steps(mode, 3, **changes)
-    chex.assert_trees_all_close(actual, expected, rtol=2e-3, atol=2e-4)
-
-
-@pytest.mark.parametrize("mode", WAYS)
-def test_a_step_gives_what_one_device_gives(mode):
-    same(mode)
+    whole = execution.whole_state(state)
+    cosines = execution.measure(alignment_step(learner, preprocess))(whole, *batch, key)
+    # 99 is no multiple of the devices, and the test set none of 100.
+    evaluation = evaluator(learner, preprocess, 99, execution)(whole, job.dataset.test)
+    return Taken(*jax.device_get((whole, totals, cosines)), evaluation)
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    result = {}
-    for mode in ("none", *WAYS):
-        path = tmp_path_factory.mktemp("runs") / mode
-        settings = config(**{"parallel.mode": mode})
-        with Workdir(path, settings.to_dict()) as workdir:
-            summary = train_and_evaluate(build(settings), workdir)
-        result[mode] = (path, summary)
-    return result
+def of_one_device():
+    return take_steps("none")
 
 
 @pytest.mark.parametrize("mode", WAYS)
-def test_a_whole_run_measures_what_one_device_measures(runs, mode):
-    path, summary = runs[mode]
-    expected_path, expected = runs["none"]
-    assert summary["test_accuracy"] == pytest.approx(expected["test_accuracy"], abs=0.02)
-    assert summary["test_loss"] == pytest.approx(expected["test_loss"], rel=1e-2)
-    lines, expected_lines = read_metrics(path), read_metrics(expected_path)
+def test_steps_and_measurements_are_those_of_one_device(mode, of_one_device):
+    taken = take_steps(mode)
+    chex.assert_trees_all_close(taken, of_one_device, rtol=2e-3, atol=2e-4)
+
+
+def test_a_whole_run_measures_what_one_device_measures(tmp_path):
+    summaries, metrics = [], []
+    for mode in ("none", "pmap"):
+        settings = config(**{"parallel.mode": mode, "model.mlp.depth": 1})
+        with Workdir(tmp_path / mode, settings.to_dict()) as workdir:
+            summaries.append(train_and_evaluate(build(settings), workdir))
+        metrics.append(read_metrics(tmp_path / mode))
+    (expected, actual), (expected_lines, lines) = summaries, metrics
+    assert actual["test_accuracy"] == pytest.approx(expected["test_accuracy"], abs=0.02)
+    assert actual["test_loss"] == pytest.approx(expected["test_loss"], rel=1e-2)
     assert [line["kind"] for line in lines] == [line["kind"] for line in expected_lines]
     for line, other in zip(lines, expected_lines, strict=True):
         for name in ("loss", "estimator_loss", "cosine"):
             if name in line:
                 np.testing.assert_allclose(line[name], other[name], rtol=0.02, atol=0.01)
-    assert json.loads((path / "summary.json").read_text())["devices"] == 2
-    assert (summary["parallel"], summary["processes"]) == (mode, 1)
+    assert (actual["parallel"], actual["devices"], actual["processes"]) == ("pmap", 2, 1)
     assert expected["devices"] == 1
 
 
 def test_one_device_of_several_can_be_chosen():
     job = build(config(**{"parallel.mode": "mesh", "parallel.devices": 1}))
-    (image, *_), _ = job.execution.place_batch((np.zeros((64, 8, 8, 1), np.uint8), np.zeros(64))), 0
-    assert len(image.sharding.device_set) == 1
+    (images,) = job.execution.place_batch((np.zeros((64, 8, 8, 1), np.uint8),))
+    assert len(images.sharding.device_set) == 1
 
 
 @pytest.mark.parametrize(
