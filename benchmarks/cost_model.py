@@ -14,16 +14,22 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import PartitionSpec as P
 from matplotlib.figure import Figure
 
 import decoupled
 from benchmarks.baselines import Network, adam, plain_backprop
-from benchmarks.depth import CLASSES, FEATURES, network
+from benchmarks.depth import CLASSES, network
 from benchmarks.devices import confined, device_flags, stage_mesh
 from benchmarks.part import Measured, Part, Row, main
-from benchmarks.pipeline import BACKPROP, THROUGHPUT, backprop_runner, pipeline_runner, throughput_rows
+from benchmarks.pipeline import (
+    BACKPROP,
+    THROUGHPUT,
+    backprop_runner,
+    example,
+    pipeline_runner,
+    throughput_rows,
+)
 from benchmarks.timing import interleaved_seconds
 from decoupled import estimators
 from decoupled.chain import Chain
@@ -109,9 +115,7 @@ def measure_costs(
     net: Network, batch: int, stage_counts: Sequence[int], microbatches: Sequence[int], turns: int
 ) -> Costs:
     """Times steps on one device with one core, in turns, and transfers between two."""
-    rng, key = np.random.default_rng(0), jax.random.key(0)
-    x = jnp.asarray(rng.normal(size=(batch, FEATURES)), jnp.float32)
-    y = jnp.asarray(rng.integers(CLASSES, size=batch), jnp.int32)
+    x, y, key = example(batch)
     init, update = plain_backprop(net.layers)
     steps: dict[Any, Callable] = {"backprop": jax.jit(update, donate_argnums=0)}
     states: dict[Any, Any] = {"backprop": jax.jit(init)(key, x, y)}
@@ -211,16 +215,14 @@ def measure(quick: bool) -> Measured:
             method, own = f"GPipe, {parts} microbatch{'es' * (parts > 1)}", {**settings, "devices": count}
             rows.append(Row("predicted throughput", method, own, gain, "times", gain, BACKPROP))
     if not quick:
-        rows += comparison(costs, measured_pipelines(network(depth, width), batch, turns), settings)
+        rows += comparison(costs, measured_pipelines(network(depth, width), width, batch, turns), settings)
     return Measured(rows, [])
 
 
-def measured_pipelines(net: Network, batch: int, turns: int) -> dict[int, float]:
+def measured_pipelines(net: Network, width: int, batch: int, turns: int) -> dict[int, float]:
     """Throughput relative to backprop on one device: of 2 devices, and of 4 that share two cores."""
-    rng, key = np.random.default_rng(0), jax.random.key(0)
-    x = jnp.asarray(rng.normal(size=(batch, FEATURES)), jnp.float32)
-    y = jnp.asarray(rng.integers(CLASSES, size=batch), jnp.int32)
-    runners = {BACKPROP: backprop_runner(plain_backprop(net.layers), x, y, key)}
+    x, y, key = example(batch)
+    runners = {BACKPROP: backprop_runner("unrolled", net.depth, width, batch)}
     boundaries = range(len(net.layers) - 1)
     for stages in (2, 4):
         runners[str(stages)] = pipeline_runner(net, boundaries, stages, x, y, key)._replace(cores=2)

@@ -23,9 +23,7 @@ def run_asynchronously(
 ) -> AsyncResult:
     """Trains every stage of a chain in a process of its own, as fast as its input comes.
 
-    Every module takes part in every minibatch that reaches it, whatever `update_probability` says of the
-    fused step. Programs that call this need the usual `if __name__ == "__main__":`, since workers import
-    them too.
+    Programs that call this need the usual `if __name__ == "__main__":`, since workers import them too.
 
     Args:
       make_learner: () -> Learner. It is called in every worker, so it must be picklable: a function at the
@@ -37,7 +35,8 @@ def run_asynchronously(
       options: sizes, limits and test hooks.
 
     Raises:
-      UsageError: there are no batches, or the chain cannot be cut so, or an option is out of range.
+      UsageError: there are no batches, the chain cannot be cut so, modules are to sit out steps, or an
+        option is out of range.
       TrainingError: a stage died too often, or the loss is no longer finite.
     """
     iterator = iter(batches)

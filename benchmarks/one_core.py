@@ -1,0 +1,62 @@
+"""Backprop on one device of one core, in a process of its own: its XLA has a pool of one thread.
+
+Confining a process that has more threads than cores would slow it down, and flatter its rivals.
+"""
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from typing import Any
+
+import jax
+
+_THREADS = "NPROC"  # how many threads XLA:CPU makes
+
+
+class OneCore:
+    """A step that runs elsewhere; called like a compiled one, but the state stays where it runs.
+
+    Args:
+      make: () -> (update, state, x, y, key), at the top level of a file, or a `functools.partial` of such.
+    """
+
+    def __init__(self, make: Callable[[], tuple[Any, ...]]):
+        context = multiprocessing.get_context("spawn")
+        self._pipe, other = context.Pipe()
+        process = context.Process(target=_serve, args=(make, other), daemon=True)
+        with _environment({_THREADS: "1", "XLA_FLAGS": ""}):
+            process.start()
+        self._pipe.recv()  # compiled
+
+    def __call__(self, state: Any, *arguments: Any) -> tuple[Any]:
+        self._pipe.send(None)
+        self.cores = self._pipe.recv()
+        return (state,)
+
+
+def _serve(make: Callable[[], tuple[Any, ...]], pipe: Connection) -> None:
+    update, state, *arguments = make()
+    step = jax.jit(update, donate_argnums=0).lower(state, *arguments).compile()
+    pipe.send(None)
+    while True:
+        try:
+            pipe.recv()
+        except EOFError:
+            return
+        wall, processor = time.perf_counter(), time.process_time()
+        state, *_ = jax.block_until_ready(step(state, *arguments))
+        pipe.send((time.process_time() - processor) / (time.perf_counter() - wall))
+
+
+@contextmanager
+def _environment(changes: dict[str, str]):
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
