@@ -65,6 +65,8 @@ def pipeline_runner(
     learner = decoupled.make_learner(modules, [sg] * len(boundaries), loss, adam(), adam())
     made = decoupled.make_pipeline(learner, make_mesh(stages, jax.devices()[:stages]))
     state = made.start(jax.jit(learner.init)(key, x, y), x, y)
+    for _ in range(stages + 2):  # until every program has been compiled, the fits too
+        state = made.tick(state, x, y, key)
     return Runner(lambda state, x, y, key: (made.tick(state, x, y, key),), state, stages)
 
 
