@@ -22,7 +22,7 @@ from decoupled.walk import Active, ChainStep, walk
 Run: TypeAlias = Callable[[Chain, ChainState, Array], ChainStep]
 
 # So many modules make a piece. Within one, the update of a module and the forward pass of the next run side
-# by side where they can, which gains a tenth of the time where a module alone does not fill the machine.
+# by side where they can, which gains up to a third of the time where a module does not fill the machine.
 _MODULES_A_PIECE = 8
 
 
