@@ -6,7 +6,7 @@ See `decoupled.types` for the notation and the two seams, `Module` and `Estimato
 from decoupled import estimators, losses, models
 from decoupled.backward_rules import feedback_alignment, sign_symmetric, with_backward_rule
 from decoupled.boundaries import Boundary, NNXBoundary, boundary, split_optimizer
-from decoupled.dispatched import dispatched
+from decoupled.dispatch import dispatched
 from decoupled.errors import DataError, TrainingError, UsageError
 from decoupled.learner import Learner, make_learner
 from decoupled.modules import compose, cut, from_functions, from_linen, from_nnx

@@ -9,7 +9,7 @@ import pytest
 
 import decoupled
 from decoupled import estimators, losses
-from decoupled.dispatched import dispatched
+from decoupled.dispatch import dispatched
 from decoupled.models.mlp import HiddenLayer
 from decoupled.stack import Stack, stack_equal
 from decoupled.walk import walk
@@ -31,16 +31,16 @@ def modules(depth, width=4, **options):
     return [lowest, *(block._replace(name=f"hidden_{i}") for i in range(1, depth)), output]
 
 
+def learner_of(links, estimator, **options):
+    adam = optax.adam(0.05)
+    boundaries = [estimator] * (len(links) - 1)
+    return decoupled.make_learner(links, boundaries, losses.softmax_cross_entropy, adam, adam, **options)
+
+
 def learners(estimator, depth=4, **options):
     """The same network one by one and stacked, with Adam."""
-    adam = optax.adam(0.05)
     one_by_one = modules(depth, **NORM)
-    return [
-        decoupled.make_learner(
-            links, [estimator] * (len(links) - 1), losses.softmax_cross_entropy, adam, adam, **options
-        )
-        for links in (one_by_one, stack_equal(one_by_one))
-    ]
+    return [learner_of(links, estimator, **options) for links in (one_by_one, stack_equal(one_by_one))]
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_blocks_sit_out_one_by_one():
 
 @pytest.mark.parametrize("name", ["loss_shaped", "recursive_least_squares", "backprop"])
 def test_a_dispatched_update_is_the_fused_one(name):
-    learner, _ = learners(helpers.every_method()[name])
+    learner = learner_of(modules(4, **NORM), helpers.every_method()[name])
     x, y = helpers.batch()
     expected = jax.jit(learner.init)(KEY, x, y)
     state = jax.tree.map(jnp.copy, expected)
@@ -92,7 +92,7 @@ def test_a_dispatched_update_is_the_fused_one(name):
 
 
 def test_equal_modules_share_one_program(monkeypatch):
-    learner, _ = learners(UNLOCKED["linear"], depth=7)
+    learner = learner_of(modules(7, **NORM), UNLOCKED["linear"])
     x, y = helpers.batch()
     traced = []
 
@@ -100,7 +100,7 @@ def test_equal_modules_share_one_program(monkeypatch):
         traced.append(chain.links[0].name)
         return walk(rules, chain, *rest)
 
-    monkeypatch.setattr("decoupled.dispatched.walk", counted)
+    monkeypatch.setattr("decoupled.dispatch.walk", counted)
     update, state = dispatched(learner), jax.jit(learner.init)(KEY, x, y)
     for _ in range(2):
         state, _ = update(state, x, y, KEY)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from decoupled.data import Preprocess
-from decoupled.dispatched import dispatched
+from decoupled.dispatch import dispatched
 from decoupled.learner import Learner
 from decoupled.pipeline import PipelineState, make_pipeline
 from decoupled.state import LearnerState

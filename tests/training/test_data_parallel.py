@@ -107,7 +107,10 @@ def test_one_device_of_several_can_be_chosen():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"parallel.mode": "meshy"}, "config.parallel.mode is 'meshy': choose one of mesh, none, pmap"),
+        (
+            {"parallel.mode": "meshy"},
+            "config.parallel.mode is 'meshy': choose one of mesh, none, pipeline, pmap",
+        ),
         (
             {"parallel.mode": "mesh", "batch_size": 63},
             "config.batch_size is 63, which 2 devices .config.parallel.devices.* a multiple of 2",
