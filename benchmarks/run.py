@@ -1,7 +1,7 @@
 """Everything that `make bench` measures: runs/bench/bench.json, and bench.html with plots.
 
 python -m benchmarks.run
-python -m benchmarks.run --out /tmp/bench --quick
+python -m benchmarks.run --out runs/quick --quick
 
 Parts run one after another, each in a process of its own. One that fails is told on the page as failed,
 the others still run, and the program ends with exit code 1.
