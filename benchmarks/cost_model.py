@@ -19,14 +19,13 @@ from matplotlib.figure import Figure
 
 import decoupled
 from benchmarks.baselines import Network, adam, plain_backprop
-from benchmarks.depth import CLASSES, network
+from benchmarks.depth import CLASSES, example, network
 from benchmarks.devices import confined, device_flags, stage_mesh
 from benchmarks.part import Measured, Part, Row, main
 from benchmarks.pipeline import (
     BACKPROP,
     THROUGHPUT,
     backprop_runner,
-    example,
     pipeline_runner,
     throughput_rows,
 )

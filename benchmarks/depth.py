@@ -39,6 +39,13 @@ def network(depth: int, width: int, norm: str = "none") -> Network:
     return Network(lower, block._replace(name="block"), depth, upper)
 
 
+def example(batch: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """A random batch (x, y), and a key."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(batch, FEATURES)), jnp.float32)
+    return x, jnp.asarray(rng.integers(CLASSES, size=batch), jnp.int32), jax.random.key(0)
+
+
 def synthetic_gradients() -> dict[str, decoupled.Estimator]:
     labels = estimators.one_hot(CLASSES)
     return {SG: estimators.loss_shaped(CLASSES, labels), "linear SG": estimators.linear(labels)}
@@ -96,10 +103,7 @@ def measure(quick: bool) -> Measured:
 
 def _rows(methods: Methods, settings: dict[str, Any], turns: int) -> list[Row]:
     """Every figure of every method at one depth; the states of all methods are alive together."""
-    batch, key = settings["batch"], jax.random.key(0)
-    rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.normal(size=(batch, FEATURES)), jnp.float32)
-    y = jnp.asarray(rng.integers(CLASSES, size=batch), jnp.int32)
+    x, y, key = example(settings["batch"])
     states = {name: jax.jit(init)(key, x, y) for name, (init, _) in methods.items()}
     made = {name: compile_step(methods[name][1], states[name], x, y, key) for name in methods}
     steps = {name: compiled.step for name, compiled in made.items()}

@@ -9,13 +9,11 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from matplotlib.figure import Figure
 
 import decoupled
 from benchmarks.baselines import Network, adam, plain_backprop, scanned_backprop
-from benchmarks.depth import CLASSES, FEATURES, network
+from benchmarks.depth import CLASSES, example, network
 from benchmarks.devices import cores_in_use, device_flags, stage_mesh
 from benchmarks.gpipe import gpipe, place
 from benchmarks.one_core import OneCore
@@ -81,13 +79,6 @@ def _backprop(kind: str, depth: int, width: int, batch: int) -> tuple[Any, ...]:
     init, update = scanned_backprop(net) if kind == "scan" else plain_backprop(net.layers)
     x, y, key = example(batch)
     return update, jax.jit(init)(key, x, y), x, y, key
-
-
-def example(batch: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """A random batch (x, y), and a key."""
-    rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.normal(size=(batch, FEATURES)), jnp.float32)
-    return x, jnp.asarray(rng.integers(CLASSES, size=batch), jnp.int32), jax.random.key(0)
 
 
 def gpipe_runner(

@@ -14,7 +14,7 @@ import numpy as np
 
 from decoupled.chain import Chain, ChainState
 from decoupled.errors import UsageError
-from decoupled.fused import pieces_of
+from decoupled.fused import pieces_of, run_pieces
 from decoupled.learner import Learner
 from decoupled.stack import Stack
 from decoupled.state import LearnerState, Metrics
@@ -41,8 +41,9 @@ def dispatched(
     pieces = pieces_of(chain, size=1)
     programs: dict[Any, Callable[..., ChainStep]] = {}
 
-    def program_of(piece: Chain, lowest: bool) -> Callable[..., ChainStep]:
+    def program_of(piece: Chain) -> Callable[..., ChainStep]:
         """The one for all pieces whose modules and estimators have the same functions."""
+        lowest = piece.first == 0
         functions = tuple((module.init, module.apply) for module in piece.modules)
         signature = (lowest, functions, piece.estimators, piece.below)
         if signature not in programs:
@@ -57,19 +58,12 @@ def dispatched(
     mean = jax.jit(jnp.mean)
 
     def update(state: LearnerState, x: Array, y: Array, key: Key) -> tuple[LearnerState, Metrics]:
-        modules, estimators = list(state.modules), list[Any](state.estimators)
-        boundaries: list[Any] = [None] * len(chain.estimators)
-        h, losses = x, None
-        for start, stop in pieces:
-            piece, below = chain.piece(start, stop), estimators[start - 1] if start > 0 else None
-            own = ChainState(tuple(modules[start:stop]), tuple(estimators[start:stop]), below)
-            result = program_of(piece, start == 0)(own, np.int32(start), h, y, key)
-            modules[start:stop], estimators[start:stop] = result.state.modules, result.state.estimators
-            boundaries[start:stop] = result.boundaries
-            if start > 0:
-                estimators[start - 1], boundaries[start - 1] = result.state.below, result.below
-            h, losses = result.h_out, result.losses
-        new = LearnerState(state.step + 1, tuple(modules), tuple(estimators))
-        return new, Metrics(mean(losses), h, tuple(boundaries))
+        def run(piece: Chain, state: ChainState, h: Array) -> ChainStep:
+            return program_of(piece)(state, np.int32(piece.first), h, y, key)
+
+        parts = ChainState(state.modules, state.estimators)
+        result = run_pieces(chain, pieces, parts, x, run)
+        new = LearnerState(state.step + 1, result.state.modules, result.state.estimators)
+        return new, Metrics(mean(result.losses), result.h_out, result.boundaries)
 
     return update

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 
 from decoupled.chain import Chain, ChainState
 from decoupled.errors import UsageError
-from decoupled.module_update import Rules, at_once
+from decoupled.module_update import Rules, at_once, no_metrics
 from decoupled.stack import Stack, put, take
-from decoupled.state import BoundaryMetrics, EstimatorState
+from decoupled.state import EstimatorState
 from decoupled.types import Array, Key, Module, Reads
 from decoupled.walk import Active, ChainStep, walk
 
@@ -48,10 +48,7 @@ def update_chain(
     Raises:
       UsageError: a stack, or the highest link, would have to wait for what is above it.
     """
-    modules, estimators = list(state.modules), list(state.estimators)
-    boundaries: list[Any] = [None] * len(chain.estimators)
     pieces = pieces_of(chain, _MODULES_A_PIECE)
-    results: list[ChainStep] = []
 
     def run_whole(piece: Chain, state: ChainState, h: Array) -> ChainStep:
         def step(state: ChainState, h: Array, y: Array, key: Key) -> ChainStep:
@@ -61,11 +58,31 @@ def update_chain(
 
     if pieces == [(0, len(chain.links))] and not isinstance(chain.links[0], Stack):
         return walk(rules, chain, state, h, y, key, active)
+
+    def run(piece: Chain, state: ChainState, h: Array) -> ChainStep:
+        link = piece.links[0]
+        update = _update_stack(link, run_whole, always) if isinstance(link, Stack) else run_whole
+        return update(piece, state, h)
+
+    return run_pieces(chain, pieces, state, h, run)
+
+
+def run_pieces(
+    chain: Chain, pieces: list[tuple[int, int]], state: ChainState, h: Array, run: Run
+) -> ChainStep:
+    """Runs one piece after another, each fitting the estimator below it.
+
+    Args:
+      pieces: as `pieces_of` gives them.
+      run: a piece's update.
+    """
+    modules, estimators = list(state.modules), list[Any](state.estimators)
+    boundaries: list[Any] = [None] * len(chain.estimators)
+    results: list[ChainStep] = []
     for start, stop in pieces:
-        link, lower = chain.links[start], chain.links[start - 1] if start > 0 else None
+        lower = chain.links[start - 1] if start > 0 else None
         below = _highest(lower, estimators[start - 1]) if lower is not None else state.below
         own = ChainState(tuple(modules[start:stop]), tuple(estimators[start:stop]), below)
-        run = _update_stack(link, run_whole, always) if isinstance(link, Stack) else run_whole
         result = run(chain.piece(start, stop), own, h)
         results.append(result)
         h = result.h_out
@@ -141,11 +158,7 @@ def _update_stack(stack: Stack, run: Run, always: Array) -> Run:
 
         # Also read as a piece: else the compiler would copy the array before the loop writes to it.
         below, above = at_once(always, lambda all: (take(all, 0), take(all, 1)), estimators)
-        metrics = None
-        if spec.training_gradient is not None:
-            zero = jnp.zeros((depth,), jnp.float32)
-            metrics = BoundaryMetrics(zero, None if spec.own_loss else zero)
-        carry = (modules, estimators, below, above, lowest.h_out, metrics)
+        carry = (modules, estimators, below, above, lowest.h_out, no_metrics(spec, (depth,)))
         modules, estimators, _, _, h, metrics = jax.lax.fori_loop(1, depth, turn, carry)
         state = ChainState((modules,), (estimators,), lowest.state.below)
         return ChainStep(state, h, lowest.grad_h_in, None, (metrics,), lowest.below)

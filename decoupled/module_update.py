@@ -102,6 +102,15 @@ def fit(
     return EstimatorState(params, opt_state), BoundaryMetrics(fit_loss, target_power)
 
 
+def no_metrics(spec: Estimator, shape: tuple[int, ...] = ()) -> BoundaryMetrics | None:
+    """Zeros in the form of what `fit` measures; `shape` is () but for the boundaries of a stack."""
+    if spec.training_gradient is None:
+        return None
+    zero = jnp.zeros(shape, jnp.float32)
+    # Two arrays, since totals are donated.
+    return BoundaryMetrics(zero, None if spec.own_loss else jnp.zeros_like(zero))
+
+
 def at_once(always: Array, run: Callable[..., PyTree], *args: PyTree) -> PyTree:
     """`run(*args)` as one piece of the program, which the compiler cannot interleave with others.
 

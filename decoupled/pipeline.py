@@ -23,6 +23,7 @@ from decoupled.chain import Chain, ChainState
 from decoupled.errors import UsageError
 from decoupled.fused import update_chain
 from decoupled.learner import Learner
+from decoupled.module_update import no_metrics
 from decoupled.stages import cut_into_stages, fit_top, join_states, split_state
 from decoupled.state import BoundaryMetrics, LearnerState
 from decoupled.types import Array, Key, PyTree
@@ -246,11 +247,7 @@ def _stage_fit(learner: Learner, stage: Chain) -> Callable:
 
 
 def _zero_totals(stage: Chain, measured: PyTree) -> StageTotals:
-    zero = jnp.zeros((), jnp.float32)
-    boundaries = tuple(
-        None if e.training_gradient is None else BoundaryMetrics(zero, None if e.own_loss else zero)
-        for e in stage.estimators
-    )
+    boundaries = tuple(map(no_metrics, stage.estimators))
     return StageTotals(jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), measured), boundaries)
 
 

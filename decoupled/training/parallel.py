@@ -104,29 +104,11 @@ def data_mesh(devices: int, batch_size: int) -> Mesh:
     Raises:
       UsageError: there are not so many, or they cannot share alike.
     """
-    found, processes = jax.devices(), jax.process_count()
-    devices = devices or len(found)
-    if devices > len(found):
+    chosen = _chosen(devices)
+    if batch_size % len(chosen):
         raise UsageError(
-            f"config.parallel.devices is {devices}, but there are {len(found)} (kind:"
-            f" {found[0].device_kind}): choose at most {len(found)}, or 0 for all"
-        )
-    if devices % processes:
-        raise UsageError(
-            f"config.parallel.devices is {devices}, which {processes} processes cannot share alike:"
-            f" choose a multiple of {processes}, or 0 for all"
-        )
-    if batch_size % devices:
-        raise UsageError(
-            f"config.batch_size is {batch_size}, which {devices} devices (config.parallel.devices) cannot"
-            f" share alike: choose a multiple of {devices}"
-        )
-    by_process = [[d for d in found if d.process_index == process] for process in range(processes)]
-    chosen = [device for own in by_process for device in own[: devices // processes]]
-    if len(chosen) < devices:
-        raise UsageError(
-            f"config.parallel.devices is {devices}, but some process has fewer than {devices // processes}:"
-            " processes must have as many devices each"
+            f"config.batch_size is {batch_size}, which {len(chosen)} devices (config.parallel.devices)"
+            f" cannot share alike: choose a multiple of {len(chosen)}"
         )
     return Mesh(np.array(chosen), (AXIS,), axis_types=(AxisType.Auto,))
 
@@ -142,14 +124,37 @@ def stage_mesh(devices: int, stages: int, batch_size: int) -> Mesh:
     Raises:
       UsageError: there are not so many, or they cannot share alike.
     """
-    chosen = data_mesh(devices, batch_size=0).devices.ravel().tolist()
-    mesh = make_mesh(stages, chosen)
+    mesh = make_mesh(stages, _chosen(devices))
     if batch_size % mesh.shape["data"]:
         raise UsageError(
             f"config.batch_size is {batch_size}, which the {mesh.shape['data']} devices of a stage cannot"
             f" share alike: choose a multiple of {mesh.shape['data']}"
         )
     return mesh
+
+
+def _chosen(devices: int) -> list[jax.Device]:
+    """So many devices, or all for 0; those of a process side by side."""
+    found, processes = jax.devices(), jax.process_count()
+    devices = devices or len(found)
+    if devices > len(found):
+        raise UsageError(
+            f"config.parallel.devices is {devices}, but there are {len(found)} (kind:"
+            f" {found[0].device_kind}): choose at most {len(found)}, or 0 for all"
+        )
+    if devices % processes:
+        raise UsageError(
+            f"config.parallel.devices is {devices}, which {processes} processes cannot share alike:"
+            f" choose a multiple of {processes}, or 0 for all"
+        )
+    by_process = [[d for d in found if d.process_index == process] for process in range(processes)]
+    chosen = [device for own in by_process for device in own[: devices // processes]]
+    if len(chosen) < devices:
+        raise UsageError(
+            f"config.parallel.devices is {devices}, but some process has fewer than {devices // processes}:"
+            " processes must have as many devices each"
+        )
+    return chosen
 
 
 def _over(mesh: Mesh, compile_step: Callable) -> Execution:

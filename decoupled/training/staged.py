@@ -12,7 +12,7 @@ from decoupled.learner import Learner
 from decoupled.pipeline import PipelineState, make_pipeline
 from decoupled.state import LearnerState
 from decoupled.training.execution import Execution
-from decoupled.training.step import Totals, prepare
+from decoupled.training.step import Totals, add_step, prepare
 from decoupled.types import Array, Key
 
 
@@ -21,16 +21,12 @@ def by_dispatch(learner: Learner, preprocess: Preprocess) -> Execution:
     update = dispatched(learner)
     make_ready = jax.jit(lambda step, images, key: prepare(preprocess, step, images, key))
 
-    def add(totals: Totals, loss: Array, output: Array, labels: Array, boundaries: Any) -> Totals:
-        new = Totals(jnp.ones(()), loss, jnp.mean(output.argmax(-1) == labels), boundaries)
-        return jax.tree.map(jnp.add, totals, new)
-
-    add = jax.jit(add, donate_argnums=0)
+    add = jax.jit(add_step, donate_argnums=0)
 
     def step(state: LearnerState, totals: Totals, images: Array, labels: Array, key: Key) -> Any:
         inputs, update_key = make_ready(state.step, images, key)
         state, metrics = update(state, inputs, labels, update_key)
-        return state, add(totals, metrics.loss, metrics.output, labels, metrics.boundaries)
+        return state, add(totals, metrics, labels)
 
     return _on_whole_batches(1, step)
 

@@ -10,9 +10,9 @@ import numpy as np
 from decoupled.analysis import boundary_gradients, cosine
 from decoupled.data import Preprocess, Split
 from decoupled.learner import Learner
-from decoupled.module_update import mean_over
+from decoupled.module_update import mean_over, no_metrics
 from decoupled.stack import Stack
-from decoupled.state import BoundaryMetrics, LearnerState
+from decoupled.state import BoundaryMetrics, LearnerState, Metrics
 from decoupled.training.execution import Execution
 from decoupled.types import Array, Estimator, Key, Module
 
@@ -37,17 +37,19 @@ class Totals(NamedTuple):
 def no_totals(learner: Learner) -> Totals:
     """Totals of no step."""
 
-    def zero(*shape: int) -> Array:
-        return jnp.zeros(shape, jnp.float32)
-
     def zeros(link: Module | Stack, spec: Estimator) -> BoundaryMetrics | None:
-        if spec.training_gradient is None:
-            return None
-        shape = (len(link.names),) if isinstance(link, Stack) else ()
-        return BoundaryMetrics(zero(*shape), None if spec.own_loss else zero(*shape))
+        return no_metrics(spec, (len(link.names),) if isinstance(link, Stack) else ())
 
-    chain = learner.chain
-    return Totals(zero(), zero(), zero(), tuple(map(zeros, chain.links, chain.estimators)))
+    boundaries = tuple(map(zeros, learner.chain.links, learner.chain.estimators))
+    steps, loss, accuracy = (jnp.zeros((), jnp.float32) for _ in range(3))  # apart, since they are donated
+    return Totals(steps, loss, accuracy, boundaries)
+
+
+def add_step(totals: Totals, metrics: Metrics, labels: Array, axis_name: str | None = None) -> Totals:
+    """Totals with one step more; `axis_name` is the learner's."""
+    accuracy = mean_over(axis_name, jnp.mean(metrics.output.argmax(-1) == labels))
+    new = Totals(jnp.ones(()), metrics.loss, accuracy, metrics.boundaries)
+    return jax.tree.map(jnp.add, totals, new)
 
 
 def prepare(preprocess: Preprocess, step: Array, images: Array, key: Key) -> tuple[Array, Key]:
@@ -69,10 +71,7 @@ def advance(learner: Learner) -> Callable:
         state: LearnerState, totals: Totals, inputs: Array, labels: Array, key: Key
     ) -> tuple[LearnerState, Totals]:
         state, metrics = learner.update(state, inputs, labels, key)
-        accuracy = jnp.mean(metrics.output.argmax(-1) == labels)
-        accuracy = mean_over(learner.rules.axis_name, accuracy)
-        new = Totals(jnp.ones(()), metrics.loss, accuracy, metrics.boundaries)
-        return state, jax.tree.map(jnp.add, totals, new)
+        return state, add_step(totals, metrics, labels, learner.rules.axis_name)
 
     return update
 
