@@ -26,6 +26,7 @@ import numpy as np
 import optax
 
 import decoupled
+from benchmarks.one_core import THREADS
 from benchmarks.part import Measured, Part, Row, Verdict, main
 from configs import digits, fashion_mnist
 from decoupled import data, estimators
@@ -34,9 +35,6 @@ from decoupled.data import Dataset
 from decoupled.learner import Learner
 from decoupled.state import LearnerState
 from decoupled.training.step import evaluator
-
-# Of the workers; this process has read its own before.
-_ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 
 
 def make_mlp(depth: int, width: int, num_classes: int, steps: int) -> Learner:
@@ -192,8 +190,8 @@ def _images() -> tuple[Dataset, int]:
 
 
 def measure(quick: bool) -> Measured:
-    jax.devices()  # reads XLA_FLAGS
-    os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), _ONE_THREAD))
+    jax.devices()  # This process has made its threads, so what follows concerns the workers alone.
+    os.environ[THREADS] = "1"
     if quick:
         slow = slow_stage(minibatches=10, turns=0)
         busy = 1e3 * max(slow["busy_seconds_an_update"])

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-_THREADS = "NPROC"  # how many threads XLA:CPU makes
+THREADS = "NPROC"  # how many threads XLA:CPU makes
 
 
 class OneCore:
@@ -27,7 +27,7 @@ class OneCore:
         context = multiprocessing.get_context("spawn")
         self._pipe, other = context.Pipe()
         process = context.Process(target=_serve, args=(make, other), daemon=True)
-        with _environment({_THREADS: "1", "XLA_FLAGS": ""}):
+        with _environment({THREADS: "1", "XLA_FLAGS": ""}):
             process.start()
         self._pipe.recv()  # compiled
 
