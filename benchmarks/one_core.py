@@ -1,4 +1,4 @@
-"""Backprop on one device of one core, in a process of its own: its XLA has a pool of one thread.
+"""One device of one core, in a process of its own: its XLA has a pool of one thread.
 
 Confining a process that has more threads than cores would slow it down, and flatter its rivals.
 """
@@ -24,17 +24,34 @@ class OneCore:
     """
 
     def __init__(self, make: Callable[[], tuple[Any, ...]]):
-        context = multiprocessing.get_context("spawn")
-        self._pipe, other = context.Pipe()
-        process = context.Process(target=_serve, args=(make, other), daemon=True)
-        with _environment({THREADS: "1", "XLA_FLAGS": ""}):
-            process.start()
+        self._pipe = _started(_serve, make)
         self._pipe.recv()  # compiled
 
     def __call__(self, state: Any, *arguments: Any) -> tuple[Any]:
         self._pipe.send(None)
         self.cores = self._pipe.recv()
         return (state,)
+
+
+def on_one_core(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function at the top level of a file returns there; all must be picklable."""
+    return _started(_answer, function, *arguments).recv()
+
+
+def _started(target: Callable, *arguments: Any) -> Connection:
+    """A process that runs `target(*arguments, pipe)`; returns the pipe's other end."""
+    context = multiprocessing.get_context("spawn")
+    own, other = context.Pipe()
+    process = context.Process(target=target, args=(*arguments, other), daemon=True)
+    with _environment({THREADS: "1", "XLA_FLAGS": ""}):
+        process.start()
+    other.close()  # So that the death of the process is the end of the pipe.
+    return own
+
+
+def _answer(function: Callable[..., Any], *rest: Any) -> None:
+    *arguments, pipe = rest
+    pipe.send(function(*arguments))
 
 
 def _serve(make: Callable[[], tuple[Any, ...]], pipe: Connection) -> None:

@@ -5,13 +5,14 @@ import importlib.metadata
 import json
 import os
 import platform
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
+
+from benchmarks.process import json_of
 
 
 class Row(NamedTuple):
@@ -94,23 +95,8 @@ def run_part(part: Part, quick: bool, timeout_seconds: float = 3600) -> dict[str
     flags = os.environ.get("XLA_FLAGS", "")
     # A quick run spends most of its time in the compiler, optimising programs that run once.
     extra = (part.xla_flags, "--xla_backend_optimization_level=0" if quick else "")
-    environment = {**os.environ, "XLA_FLAGS": " ".join((flags, *extra)).strip()}
-    told["xla_flags"] = environment["XLA_FLAGS"]
-    try:
-        done = subprocess.run(
-            [sys.executable, *command[1:], "--json"],
-            capture_output=True,
-            text=True,
-            env=environment,
-            cwd=Path(__file__).parent.parent,
-            timeout=timeout_seconds,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return {**told, "error": f"not finished after {timeout_seconds:g} s"}
-    if done.returncode:
-        return {**told, "error": "\n".join(done.stderr.strip().splitlines()[-12:])}
-    return {**told, **json.loads(done.stdout.splitlines()[-1])}
+    told["xla_flags"] = " ".join((flags, *extra)).strip()
+    return {**told, **json_of([*command, "--json"], told["xla_flags"], timeout_seconds)}
 
 
 def rows_of(told: dict[str, Any]) -> list[Row]:

@@ -11,7 +11,6 @@ The seeds of a method are trained together, by `vmap` where that is faster than 
 import json
 import math
 import platform
-import statistics
 import sys
 import time
 from pathlib import Path
@@ -24,7 +23,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 import command_line
-from benchmarks.timing import interleaved_seconds
+from benchmarks.timing import interleaved_seconds, median_ratio
 from configs.compare import SIZES
 from decoupled.builder import build, check_range, methods, value_of
 from decoupled.data import shuffled_batches
@@ -122,16 +121,24 @@ def batches(job: Job, seeds: int, epoch: int):
         yield tuple(np.stack(arrays) for arrays in zip(*parts, strict=True))
 
 
-def train(job: Job, seeds: int) -> dict[str, Any]:
-    """Accuracies, one a seed, and the cosine at every boundary, mean over epochs and seeds."""
+def train(job: Job, seeds: int, vectorised: bool | None = None) -> dict[str, Any]:
+    """Accuracies, one a seed, and the cosine at every boundary, mean over epochs and seeds.
+
+    Args:
+      vectorised: all seeds at once; None to measure which is faster, and choose that.
+    """
     states, totals, keys = initial(job, seeds)
-    one_step = train_step(job.learner, job.preprocess)
-    steps = {name: jax.jit(over_seeds(one_step, name == "at once")) for name in ("at once", "in turn")}
-    arguments = dict.fromkeys(steps, (totals, *next(batches(job, seeds, 1)), keys))
-    taken = interleaved_seconds(steps, dict.fromkeys(steps, states), arguments, turns=3, steps_a_turn=3)
-    gain = statistics.median(a / b for a, b in zip(taken["in turn"], taken["at once"], strict=True))
-    step = steps["at once" if gain > 1 else "in turn"]
-    align = jax.jit(over_seeds(alignment_step(job.learner, job.preprocess), gain > 1))
+    one_step, gain = train_step(job.learner, job.preprocess), None
+    if vectorised is None:
+        steps = {way: jax.jit(over_seeds(one_step, way == "at once")) for way in ("at once", "in turn")}
+        arguments = dict.fromkeys(steps, (totals, *next(batches(job, seeds, 1)), keys))
+        taken = interleaved_seconds(steps, dict.fromkeys(steps, states), arguments, turns=3, steps_a_turn=3)
+        gain = median_ratio(taken, "in turn", "at once")
+        vectorised = gain > 1
+        step = steps["at once" if vectorised else "in turn"]
+    else:
+        step = jax.jit(over_seeds(one_step, vectorised))
+    align = jax.jit(over_seeds(alignment_step(job.learner, job.preprocess), vectorised))
     cosines, losses = [], []
     for epoch in range(1, job.epochs + 1):
         batch, of_step = (), totals
@@ -148,7 +155,7 @@ def train(job: Job, seeds: int) -> dict[str, Any]:
         # Zero where it is not a number, which JSON does not have and "diverged" tells.
         "cosine": np.nan_to_num(np.mean(cosines, axis=(0, 1)).astype(float)).round(4).tolist(),
         "diverged": not np.isfinite(losses).all(),
-        "vectorising_gain": round(gain, 2),
+        "vectorising_gain": None if gain is None else round(gain, 2),
     }
 
 
@@ -162,10 +169,7 @@ def step_times(jobs: dict[str, Job], turns: int) -> dict[str, float]:
         update = jax.jit(job.learner.update, donate_argnums=0)
         steps[name] = update.lower(states[name], *arguments[name]).compile()
     seconds = interleaved_seconds(steps, states, arguments, turns)
-    return {
-        name: statistics.median(a / b for a, b in zip(own, seconds["backprop"], strict=True))
-        for name, own in seconds.items()
-    }
+    return {name: median_ratio(seconds, name, "backprop") for name in jobs}
 
 
 def declared(job: Job) -> dict[str, Any]:

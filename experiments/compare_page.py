@@ -34,7 +34,7 @@ def render(result: dict[str, Any]) -> str:
         " first boundary to last: mean over epochs and seeds. Step time: of the fused step, relative to"
         " backprop.</p>"
         f"{table([_cells(row) for row in rows], _HEADER)}{_accuracies(rows)}"
-        f"{_cosines(rows, result['boundaries'])}"
+        f"{svg(cosines_figure(rows, result['boundaries']))}"
         f"<h2>Options</h2>{table([(row['name'], _flags(row['options'])) for row in rows])}",
         _STYLE,
     )
@@ -81,7 +81,8 @@ def _accuracies(rows: list[dict[str, Any]]) -> str:
     return svg(figure)
 
 
-def _cosines(rows: list[dict[str, Any]], boundaries: list[str]) -> str:
+def cosines_figure(rows: list[dict[str, Any]], boundaries: list[str]) -> Figure:
+    """A table in colours: methods down, boundaries across."""
     figure = Figure(figsize=(9, 1 + 0.35 * len(rows)), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow([row["cosine"] for row in rows], vmin=-1, vmax=1, cmap="RdBu", aspect="auto")
@@ -97,4 +98,4 @@ def _cosines(rows: list[dict[str, Any]], boundaries: list[str]) -> str:
         yticklabels=[row["name"] for row in rows],
     )
     figure.colorbar(image)
-    return svg(figure)
+    return figure

@@ -115,8 +115,10 @@ def train_and_evaluate(job: Job, workdir: Workdir | NoWorkdir) -> dict[str, Any]
             if job.show_test and epoch < job.epochs:
                 whole = execution.whole_state(state)
                 monitor.evaluation("test", done, epoch, evaluate(whole, job.dataset.test))
-        test = evaluate(execution.whole_state(execution.finish(state)), job.dataset.test)
+        trained = execution.whole_state(execution.finish(state))
+        test = evaluate(trained, job.dataset.test)
         monitor.evaluation("test", done, job.epochs, test)
+        workdir.save(trained)
 
     summary = {
         "dataset": job.dataset.name,

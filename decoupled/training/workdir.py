@@ -1,4 +1,4 @@
-"""A run's folder: config.json, metrics.jsonl, TensorBoard events, summary.json and report.html."""
+"""A run's folder: config, metrics, TensorBoard events, the trained network, summary and report."""
 
 import json
 import os
@@ -9,6 +9,8 @@ from typing import Any, Self, TypeAlias
 from tensorboardX import SummaryWriter
 
 from decoupled.errors import TrainingError, UsageError
+from decoupled.state import LearnerState
+from decoupled.training.trained import save_trained
 
 # (summary, lines of metrics) -> a page.
 Render: TypeAlias = Callable[[dict[str, Any], list[dict[str, Any]]], str]
@@ -59,6 +61,10 @@ class Workdir:
                     tag = f"{kind}/{name}" + (f"/boundary_{index}" if index != "" else "")
                     self._events.add_scalar(tag, number, step)
 
+    def save(self, state: LearnerState) -> None:
+        """Stores the trained network; `load_trained` reads it."""
+        save_trained(self.path, state)
+
     def finish(self, summary: dict[str, Any], render: Render) -> None:
         """Stores the summary and the report; a folder with a summary.json holds a finished run."""
         self.close()
@@ -87,6 +93,9 @@ class NoWorkdir:
     """Writes nothing: for all processes but the first, which writes for all."""
 
     def log(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def save(self, state: LearnerState) -> None:
         """Nothing."""
 
     def finish(self, summary: dict[str, Any], render: Render) -> None:

@@ -1,0 +1,70 @@
+"""The trained state of a finished run, on disk in orbax's format."""
+
+from pathlib import Path
+
+import jax
+import orbax.checkpoint as ocp
+
+from decoupled.errors import DataError, TrainingError
+from decoupled.state import LearnerState
+
+_NAME = "trained"
+
+
+def save_trained(workdir: Path, state: LearnerState) -> None:
+    """Writes a state into a workdir, whole or not at all; one process does so for all.
+
+    Args:
+      state: as the learner knows it (see `Execution.whole_state`); every process holds all of it.
+
+    Raises:
+      TrainingError: it cannot be written.
+    """
+    on_host = jax.device_get(state)  # No device arrays: orbax would ask the other processes for theirs.
+    try:
+        with _checkpointer() as checkpointer:
+            checkpointer.save((workdir / _NAME).absolute(), args=ocp.args.StandardSave(on_host))
+    except OSError as error:
+        raise TrainingError(f"cannot write the trained network to {workdir}: {error}") from error
+
+
+def load_trained(workdir: Path, like: LearnerState) -> LearnerState:
+    """Reads the state that a finished run left in its workdir.
+
+    Args:
+      like: a state of the same learner, or its shapes (from `jax.eval_shape`).
+
+    Raises:
+      DataError: there is none, it is damaged, or another learner's.
+    """
+    path = (workdir / _NAME).absolute()
+    if not path.is_dir():
+        raise DataError(f"{workdir} holds no trained network: train.py writes it at the end of a run")
+    try:
+        with _checkpointer() as checkpointer:
+            state = checkpointer.restore(path, args=ocp.args.StandardRestore(jax.tree.map(_shape, like)))
+        jax.tree.map(_check_shape, state, like)
+        return state
+    except (KeyError, OSError, TypeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(f"{path} is damaged, or of another network: {reason}") from error
+
+
+def _checkpointer() -> ocp.Checkpointer:
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=jax.process_index(),
+        active_processes={jax.process_index()},
+        barrier_sync_key_prefix=f"process_{jax.process_index()}",
+    )
+    handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
+
+
+def _shape(leaf: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+
+
+def _check_shape(leaf: jax.Array, like: jax.Array) -> None:
+    """Orbax gives what it finds."""
+    if leaf.shape != like.shape or leaf.dtype != like.dtype:
+        raise ValueError(f"{leaf.dtype}{list(leaf.shape)} where {like.dtype}{list(like.shape)} should be")
