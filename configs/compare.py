@@ -36,7 +36,7 @@ def get_config():
     del config.seed
     config.seeds = 3  # runs of each method, with seeds 0, 1, ...
     config.methods = ""  # rows to run, like probe,noise; all where empty
-    config.timing_turns = 10  # of the measurement of step times
+    config.timing_turns = 10  # of the measurement of step times; 0 for none
     for field in SIZES["digits"]:
         *path, name = field.split(".")
         section = config

@@ -74,8 +74,8 @@ def sized(config: ConfigDict) -> ConfigDict:
     """The config with what was left unset filled in for its data set."""
     if missing := {"seeds", "methods", "timing_turns"} - set(config.keys()):
         raise UsageError(f"this config has no {', '.join(sorted(missing))}: use configs/compare.py")
-    for field in ("seeds", "timing_turns"):
-        check_range(config, field, 1, math.inf, whole=True)
+    for field, least in (("seeds", 1), ("timing_turns", 0)):
+        check_range(config, field, least, math.inf, whole=True)
     config, flat = ConfigDict(config.to_dict()), SIZES.get(config.dataset, {})
     for field in SIZES["digits"]:
         if value_of(config, field) is None:
@@ -226,15 +226,16 @@ def compare(config: ConfigDict, out: Path) -> None:
     }
     for name, job in jobs.items():
         start = time.monotonic()
-        measured = train(job, config.seeds)
+        measured = train(job, config.seeds, vectorised=None if config.timing_turns else True)
         row = {"name": name, **declared(job), **measured, "step_time": None, "options": chosen[name]}
         result["rows"].append({**row, "seconds": round(time.monotonic() - start, 1)})
         write(out, result)  # What an interrupted comparison has measured is kept.
         logging.info("%-28s test accuracy %.2f %%", name, 100 * np.mean(measured["test_accuracy"]))
-    ratios = step_times(jobs, config.timing_turns)
-    for row in result["rows"]:
-        row["step_time"] = round(ratios[row["name"]], 3)
-    write(out, result)
+    if config.timing_turns:
+        ratios = step_times(jobs, config.timing_turns)
+        for row in result["rows"]:
+            row["step_time"] = round(ratios[row["name"]], 3)
+        write(out, result)
     logging.info("results in %s", out.absolute() / "compare.html")
 
 
