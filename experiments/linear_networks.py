@@ -1,5 +1,6 @@
 """What the claims about linear networks share: the layers, how they start, and an SG with line search."""
 
+import itertools
 from collections.abc import Sequence
 
 import jax
@@ -47,7 +48,7 @@ def near_orthogonal(key: Key, widths: Sequence[int]) -> tuple[Layer, ...]:
     """
     orthogonal = jax.nn.initializers.orthogonal()
     keys = jax.random.split(key, len(widths) - 1)
-    shapes = zip(widths[:-1], widths[1:], strict=True)
+    shapes = itertools.pairwise(widths)
     return tuple(
         {"W": orthogonal(k, shape, jnp.result_type(float)), "b": jnp.zeros((shape[1],))}
         for k, shape in zip(keys, shapes, strict=True)

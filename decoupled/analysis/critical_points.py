@@ -1,7 +1,7 @@
 """Whether a point is critical: for the loss, and for the system in which synthetic gradients take part.
 
-Backprop stops where dL/dθ = 0. With SGs the system stops where three things vanish (U17, section 3): dL/dθ of
-what lies above the boundary, SG(h, y) dh/dθ of what lies below it, and dL_SG/dφ of the SG itself. With
+Backprop stops where dL/dθ = 0. With SGs the system stops where three things vanish (U17, section 3):
+dL/dθ of what lies above the boundary, SG(h, y) dh/dθ of what lies below it, and dL_SG/dφ of the SG. With
 many boundaries each module but the last is below one, and each SG's target comes from the SG above it.
 """
 

@@ -1,8 +1,7 @@
 """The linear synthetic gradient in closed form: its best fit, and the best step of a descent towards it.
 
-U17, section 3, reasons about a linear SG that represents dL/dh exactly, and proves convergence for one whose
-rate is chosen by line search. The SG loss of a linear SG is quadratic in its parameters, so both have a
-closed form.
+U17 reasons about a linear SG that represents dL/dh exactly, and proves convergence for one whose rate is
+chosen by line search. The SG loss of a linear SG is quadratic in its parameters: both have a closed form.
 """
 
 from collections.abc import Callable
@@ -80,7 +79,7 @@ def line_search(
       s, a scalar; 0 where the direction does not change the estimate.
 
     References:
-      U17, section 3, theorem 1: the learning rate of the SG is chosen by line search.
+      U17, theorem 1: the learning rate of the SG is chosen by line search.
     """
     now, change = jax.jvp(estimate, (est_params,), (direction,))
     curvature = jnp.vdot(change, change)
