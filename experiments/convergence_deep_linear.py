@@ -46,7 +46,7 @@ class Scale(NamedTuple):
 
 
 SCALES: dict[Size, Scale] = {
-    "trial": Scale(1, 2, {2: (40, 100)}),
+    "trial": Scale(1, 1, {2: (40, 100)}),
     "quick": Scale(2, 10, {2: (100, 1000), 100: (300, 2500)}),
     "full": Scale(4, 10, {2: (100, 2000), 100: (300, 4000)}),
 }
@@ -355,7 +355,8 @@ def _drawing(task: str, dim: int, measured: Measured, scale: Scale) -> Drawing:
                     axes.plot(steps, values.T, color=colour, linestyle=style, linewidth=1)
                 elif name != "backprop":  # at step 0 the distance is 0
                     axes.plot(steps[1:], values[:, 1:].T, color=colour, linestyle=style, linewidth=1)
-            axes.set_yscale("linear" if field == "loss" and not with_optimum else "log")
+            logarithmic = field == "function" or (field == "loss" and with_optimum)
+            axes.set_yscale("log" if logarithmic else "linear")
             axes.tick_params(labelsize=8)
     for axes, name in zip(grid[0], SETS, strict=True):
         axes.set_title(name, fontsize=10)

@@ -193,9 +193,10 @@ def _finding(scale: Scale, curves: np.ndarray, fixed: np.ndarray, exact: np.ndar
         " that the SG need only be learnt once; and line search learns it at any scale of h. Without line"
         f" search the outcome depends on the SG's rate: below its limit, {fractions[:, stable].mean():.0%}"
         f" of the runs at stable main rates converged and {diverged[:, :, stable].mean():.0%} diverged"
-        " (the rest were on their way): a start that points uphill makes h grow, the SG's limit falls as"
-        " 1/h², and the fixed rate is soon above it; a small main rate helps, since h then grows more"
-        " slowly than the SG is learnt."
+        " (the rest were on their way). The SG's largest stable rate falls as 1/h²: most starts have a"
+        " larger h than the solution, and where the SG points uphill at first, h grows until the fixed"
+        " rate is above that limit, and the SG diverges. So the SG must learn slowly enough to be stable,"
+        " and fast enough to have turned before h has grown; line search does both."
     )
     drawing = _drawing(scale, curves, fixed, exact)
     return Finding(checks, [drawing], list(range(scale.problems)), remarks)

@@ -26,11 +26,24 @@ from experiments.linear_networks import linear_module
 
 
 class Scale(NamedTuple):
+    """How much is measured.
+
+    Attributes:
+      seeds: of data and start.
+      descent_steps: before Newton's method.
+      hidden: layers of the deep linear network.
+    """
+
     seeds: int
     descent_steps: int
+    hidden: int
 
 
-SCALES: dict[Size, Scale] = {"trial": Scale(1, 300), "quick": Scale(5, 3000), "full": Scale(20, 10000)}
+SCALES: dict[Size, Scale] = {
+    "trial": Scale(1, 300, 2),
+    "quick": Scale(5, 3000, 4),
+    "full": Scale(20, 10000, 4),
+}
 _FEATURES, _HIDDEN, _OUTPUTS, _EXAMPLES = 6, 4, 3, 60
 _RELU_FEATURES, _RELU_WIDTH, _RELU_EXAMPLES = 8, 48, 100
 
@@ -72,13 +85,15 @@ def measure(size: Size) -> Finding:
     with jax.enable_x64(True):
         found = {
             **_linear_networks("linear", [_FEATURES, _HIDDEN, _OUTPUTS], scale),
-            **_linear_networks("deep linear", [_FEATURES, *[_HIDDEN] * 4, _OUTPUTS], scale),
+            **_linear_networks("deep linear", [_FEATURES, *[_HIDDEN] * scale.hidden, _OUTPUTS], scale),
             "ReLU, zero loss": _relu_network(scale),
         }
         control = _log_loss_network(scale)
-    found, control = jax.tree.map(np.asarray, (found, control))  # NumPy knows float64 outside as well
+    # NumPy arrays stay in float64 outside as well.
+    found = {name: jax.tree.map(np.asarray, f) for name, f in found.items()}
+    control = jax.tree.map(np.asarray, control)
     finding = _finding(found, control, scale)
-    return finding._replace(drawings=[_drawing({**found, "log loss (control)": control})])
+    return finding._replace(drawings=[_drawing({**found, "log loss, control": control})])
 
 
 def _linear_networks(name: str, widths: list[int], scale: Scale) -> dict[str, Found]:
@@ -298,19 +313,21 @@ def _finding(found: dict[str, Found], control: Found, scale: Scale) -> Finding:
     ]
     r2 = 1 - np.asarray(control.misfit)
     remarks = (
-        f"Networks: linear {_FEATURES}-{_HIDDEN}-{_OUTPUTS} with one boundary; deep linear with four"
-        f" hidden layers of {_HIDDEN} and a boundary above each; ReLU with two hidden layers of"
-        f" {_RELU_WIDTH} and a boundary above each, interpolating {_RELU_EXAMPLES} random targets;"
-        f" {scale.seeds} seeds, float64. For the saddles backprop was started with hidden units that have"
-        " zero weights in and out: no gradient ever reaches them. In linear networks every minimum is"
-        " global (Baldi & Hornik 1989, Kawaguchi 2016), so that a critical point with a higher loss is a"
-        " saddle. At zero loss each example's gradient is zero, and any SG that can be zero represents"
-        " it. The control shows that the conditions can fail: where a log loss bends the gradient, the"
-        f" best linear SG reaches an R² of only {r2.min():.3f} to {r2.max():.3f}, and at the minimum of"
-        " the loss the layer below is still pushed away. The converse of the proposition is not claimed:"
-        " an SG that cannot represent the gradient makes critical points of its own. In a linear network"
-        " with squared error there are none: the SG loss is convex in φ and its minimum exact, so where"
-        " it is at rest SG(h, y) = dL/dh."
+        f"Networks: linear {_FEATURES}-{_HIDDEN}-{_OUTPUTS} with one boundary; deep linear with"
+        f" {scale.hidden} hidden layers of {_HIDDEN} and a boundary above each; ReLU with two hidden"
+        f" layers of {_RELU_WIDTH} and a boundary above each, interpolating {_RELU_EXAMPLES} random"
+        f" targets; {scale.seeds} seeds, float64. For the saddles backprop was started with hidden units"
+        " that have zero weights in and out: no gradient ever reaches them. In linear networks every"
+        " minimum is global (Baldi & Hornik 1989, Kawaguchi 2016), so that a critical point with a higher"
+        " loss is a saddle. At zero loss each example's gradient is zero, and any SG that can be zero"
+        " represents it. The control shows that the conditions can fail: where a log loss bends the"
+        f" gradient, the best linear SG reaches an R² of only {r2.min():.3f} to {r2.max():.3f}, and at the"
+        " minimum of the loss the layer below is still pushed away. (That needs the bottleneck: a"
+        " least-squares SG errs orthogonally to h, so that if h still held all of x the layer's mean"
+        " gradient would be right for any loss.) The converse of the proposition is not claimed: an SG that"
+        " cannot represent the gradient makes critical points of its own. In a linear network with squared"
+        " error there are none: the SG loss is convex in φ and its minimum exact, so where it is at rest"
+        " SG(h, y) = dL/dh on the data."
     )
     return Finding(checks, [], list(range(scale.seeds)), remarks)
 
