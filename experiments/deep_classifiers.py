@@ -1,4 +1,4 @@
-"""One deep ReLU network with batch normalisation, trained in four ways from the same initial parameters.
+"""One deep ReLU network with batch normalisation, trained in several ways from the same initial parameters.
 
 Every layer is a module in all of them, and backprop's are those with the true gradient at a boundary: so
 the initial parameters, the batches and the layers that can be looked at are the same.
@@ -18,7 +18,7 @@ from decoupled.losses import softmax_cross_entropy
 from decoupled.state import LearnerState
 from decoupled.types import Array, Key
 
-METHODS = ("backprop", "one SG", "SGs everywhere", "untrained")
+METHODS = ("backprop", "one SG", "SGs everywhere", "one SG, labels unseen", "untrained")
 
 
 class Training(NamedTuple):
@@ -53,8 +53,9 @@ class Training(NamedTuple):
 def make(training: Training, method: str) -> Learner:
     """The network as it is trained by one of METHODS.
 
-    The SG is the library's default, of the form that the gradient of a log loss has. "untrained" keeps
-    its parameters and lets batch statistics settle, without which its layers could not be compared.
+    The SG is the library's default, of the form that the gradient of a log loss has. Two are controls:
+    one SG without what U17 gives it, the labels; and a network that keeps its parameters and lets batch
+    statistics settle, without which its layers could not be compared.
     """
     layers = decoupled.models.mlp(training.depth, training.width, training.classes, norm="batch")
     true = estimators.backprop()
@@ -62,6 +63,8 @@ def make(training: Training, method: str) -> Learner:
     boundaries = [true] * training.depth
     if method == "one SG":
         boundaries[training.middle - 1] = synthetic
+    elif method == "one SG, labels unseen":
+        boundaries[training.middle - 1] = estimators.loss_shaped(training.classes)
     elif method == "SGs everywhere":
         boundaries = [synthetic] * training.depth
     steps = training.epochs * training.steps_per_epoch

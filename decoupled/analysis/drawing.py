@@ -63,7 +63,13 @@ def draw_by_layer(
         axes.grid(alpha=0.3)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     if len(labels) > 1:
-        figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
+        at: dict[str, Any] = {
+            "loc": "outside upper center",
+            "ncols": 3 * columns,
+            "frameon": False,
+            "fontsize": 9,
+        }
+        figure.legend(handles, labels, **at)
     return figure
 
 
@@ -89,14 +95,14 @@ def draw_matrices(
     figure = Figure(figsize=shape, layout="constrained")
     grid = figure.subplots(len(rows), len(columns), squeeze=False)
     image: Any = None
+    for axes, column in zip(grid[0], columns, strict=True):
+        axes.set_title(column, fontsize=10)
     for axes_row, (name, matrices) in zip(grid, rows.items(), strict=True):
-        for axes, column, matrix in zip(axes_row, columns, matrices, strict=True):
+        for axes, matrix in zip(axes_row, matrices, strict=True):
             look: dict[str, Any] = {"cmap": "viridis", "interpolation": "none"}
             image = axes.imshow(np.asarray(matrix), vmin=limits[0], vmax=limits[1], **look)
             axes.set_xticks([])
             axes.set_yticks([])
-            if axes_row is grid[0]:
-                axes.set_title(column, fontsize=10)
         axes_row[0].set_ylabel(name, fontsize=10)
     figure.colorbar(image, ax=grid, label=label, shrink=0.8, extend="max")
     if across:

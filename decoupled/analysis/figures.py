@@ -43,9 +43,9 @@ def dissimilarity_figure(learner: Learner, state: LearnerState, x: Array, y: Arr
     """RDMs of up to six modules, of up to 100 examples drawn with `key` and ordered by label."""
     chosen = jax.random.permutation(key, x.shape[0])[:_MOST_EXAMPLES]
     chosen = chosen[label_order(y[chosen])]
-    layers = activations(learner, state, x[chosen])
+    layers = _activations(learner, state, x[chosen])
     shown = evenly(len(layers), _MOST_COLUMNS)
-    matrices = [dissimilarity_matrix(layers[i]) for i in shown]
+    matrices = [jax.jit(dissimilarity_matrix)(layers[i]) for i in shown]
     names = [learner.modules[i].name for i in shown]
     label = "1 - correlation of activations"
     return draw_matrices({"": matrices}, names, label, across="examples, ordered by class")
@@ -54,7 +54,7 @@ def dissimilarity_figure(learner: Learner, state: LearnerState, x: Array, y: Arr
 def probe_figure(learner: Learner, state: LearnerState, x: Array, y: Array, key: Key) -> Figure:
     """Probe accuracy of the input and of every module: fitted on one half of x, measured on the other."""
     fitted, held_out = jnp.array_split(jax.random.permutation(key, x.shape[0]), 2)
-    layers = [x, *activations(learner, state, x)]
+    layers = [x, *_activations(learner, state, x)]
     parts = ([h[rows] for h in layers] for rows in (fitted, held_out))
     found = probe_accuracies(next(parts), y[fitted], next(parts), y[held_out])
     panel = Panel("accuracy of a linear probe", {"probe": found})
@@ -65,8 +65,8 @@ def cka_figure(
     learner: Learner, state: LearnerState, x: Array, other: LearnerState | None = None
 ) -> Figure:
     """CKA of every module with every one of the same network, or of another in the state `other`."""
-    own = activations(learner, state, x)
-    matrix = cka_of_layers(own, own if other is None else activations(learner, other, x))
+    own = _activations(learner, state, x)
+    matrix = cka_of_layers(own, own if other is None else _activations(learner, other, x))
     across = f"modules 1 to {len(own)}" + ("" if other is None else " (across: of the other network)")
     return draw_matrices({"": [matrix]}, [""], "linear CKA", across=across)
 
@@ -88,7 +88,7 @@ def alignment_figure(learner: Learner, state: LearnerState, x: Array, y: Array, 
     }
     panels = []
     for label, (measure, limits, level) in measures.items():
-        values = [float(measure(e, t)) for t, e in zip(*gradients, strict=True)]
+        values = [float(jax.jit(measure)(e, t)) for t, e in zip(*gradients, strict=True)]
         panels.append(Panel(label, {"": values}, limits, level))
     positions = range(1, len(learner.estimators) + 1)
     return draw_by_layer(panels, positions, "boundary (after module)")
@@ -97,3 +97,7 @@ def alignment_figure(learner: Learner, state: LearnerState, x: Array, y: Array, 
 def evenly(count: int, most: int) -> list[int]:
     """Up to `most` of the numbers below `count`, evenly spread, with the first and the last."""
     return sorted({round(i) for i in np.linspace(0, count - 1, min(count, most))})
+
+
+def _activations(learner: Learner, state: LearnerState, x: Array) -> tuple[Array, ...]:
+    return jax.jit(lambda state, x: activations(learner, state, x))(state, x)

@@ -14,6 +14,7 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 from decoupled.types import Array
 
@@ -47,8 +48,11 @@ def probe_accuracy(fitted: Labelled, held_out: Labelled) -> float:
     # Beyond this tolerance predictions no longer change, while L-BFGS goes on for long in poor layers.
     classifier = LogisticRegression(tol=1e-3, max_iter=2000)
     probe: Any = make_pipeline(StandardScaler(), classifier)
-    probe.fit(_rows(fitted.h), np.asarray(fitted.y))
-    return float(probe.score(_rows(held_out.h), np.asarray(held_out.y)))
+    # Matrices this small gain nothing from many threads, which on a busy machine wait for one another:
+    # that has been seen to take fifty times as long.
+    with threadpool_limits(1):
+        probe.fit(_rows(fitted.h), np.asarray(fitted.y))
+        return float(probe.score(_rows(held_out.h), np.asarray(held_out.y)))
 
 
 def probe_accuracies(
@@ -68,5 +72,5 @@ def probe_accuracies(
 
 
 def _rows(h: Array | np.ndarray) -> np.ndarray:
-    rows = np.asarray(h)
+    rows = np.asarray(h, np.float64)
     return rows.reshape(len(rows), -1)
