@@ -79,3 +79,55 @@ def cosine(a: Array, b: Array) -> Array:
     a, b = a.astype(jnp.float32).ravel(), b.astype(jnp.float32).ravel()
     norms = jnp.linalg.norm(a) * jnp.linalg.norm(b)
     return jnp.where(norms > 0, jnp.vdot(a, b) / jnp.where(norms > 0, norms, 1.0), 0.0)
+
+
+def sign_agreement(estimated: Array, true: Array) -> Array:
+    """Fraction of the true gradient's nonzero entries whose sign the estimate has.
+
+    Entries with a true gradient of zero have no sign to agree with and are left out; an estimate of
+    zero agrees with none. A random guess reaches a half.
+
+    Args:
+      estimated, true: of one shape; here gradients of a whole batch, (batch, ...).
+
+    Returns:
+      A scalar in [0, 1]; 0 where the true gradient is zero throughout.
+    """
+    chex.assert_equal_shape([estimated, true])
+    counted = true != 0
+    agree = counted & (jnp.sign(estimated) == jnp.sign(true))
+    return jnp.sum(agree) / jnp.maximum(jnp.sum(counted), 1)
+
+
+def norm_ratio(estimated: Array, true: Array) -> Array:
+    """Length of the estimate relative to the true gradient's, each taken as one vector: 1 is right.
+
+    Args:
+      estimated, true: of one shape; here gradients of a whole batch, (batch, ...).
+
+    Returns:
+      A scalar, at least 0; 1 where both are zero, infinite where only the true gradient is.
+    """
+    chex.assert_equal_shape([estimated, true])
+    return _quotient(*(jnp.linalg.norm(g.astype(jnp.float32).ravel()) for g in (estimated, true)))
+
+
+def r_squared(estimated: Array, true: Array) -> Array:
+    """R² of the estimate against the zero estimate: 1 - |estimated - true|² / |true|².
+
+    Below 0 the estimate is worse than none. Unlike the cosine it also asks for the right length.
+
+    Args:
+      estimated, true: of one shape; here gradients of a whole batch, (batch, ...).
+
+    Returns:
+      A scalar, at most 1; where the true gradient is zero 0 if the estimate is too, else minus infinity.
+    """
+    chex.assert_equal_shape([estimated, true])
+    estimated, true = estimated.astype(jnp.float32), true.astype(jnp.float32)
+    return 1 - _quotient(jnp.sum(jnp.square(estimated - true)), jnp.sum(jnp.square(true)))
+
+
+def _quotient(a: Array, b: Array) -> Array:
+    """a / b of numbers from 0; 1 where both are zero, infinite where only b is."""
+    return jnp.where(b > 0, a / jnp.where(b > 0, b, 1.0), jnp.where(a > 0, jnp.inf, 1.0))

@@ -7,7 +7,7 @@ import pytest
 
 import decoupled
 from decoupled import estimators
-from decoupled.analysis import boundary_gradients, cosine
+from decoupled.analysis import boundary_gradients, cosine, norm_ratio, r_squared, sign_agreement
 from tests import helpers
 
 KEY = jax.random.key(2)
@@ -52,6 +52,33 @@ def test_cosine():
     assert cosine(a, jnp.array([[1.0, 1.0], [0.0, 0.0]])) == pytest.approx(2**-0.5)
     assert cosine(a, -3 * a) == pytest.approx(-1)
     assert cosine(a, jnp.zeros_like(a)) == 0
+
+
+def test_sign_agreement():
+    true = jnp.array([[1.0, -2.0, 0.0], [3.0, -4.0, 0.0]])
+    estimated = jnp.array([[5.0, 1.0, 1.0], [0.0, -1.0, 0.0]])  # right, wrong, -; none, right, -
+    assert sign_agreement(estimated, true) == pytest.approx(2 / 4)
+    assert sign_agreement(7 * true, true) == 1
+    assert sign_agreement(true, jnp.zeros_like(true)) == 0
+
+
+def test_norm_ratio():
+    true, zero = jnp.array([[3.0], [4.0]]), jnp.zeros((2, 1))
+    assert norm_ratio(jnp.array([[0.0], [-10.0]]), true) == pytest.approx(2)
+    assert norm_ratio(zero, true) == 0
+    assert norm_ratio(true, zero) == np.inf
+    assert norm_ratio(zero, zero) == 1
+
+
+def test_r_squared():
+    true, zero = jnp.array([[3.0, 0.0], [0.0, 4.0]]), jnp.zeros((2, 2))
+    # Off by (1, 0, 0, -2): 1 - 5 / 25.
+    assert r_squared(jnp.array([[4.0, 0.0], [0.0, 2.0]]), true) == pytest.approx(0.8)
+    assert r_squared(true, true) == 1
+    assert r_squared(zero, true) == 0
+    assert r_squared(-true, true) == pytest.approx(-3)
+    assert r_squared(zero, zero) == 0
+    assert r_squared(true, zero) == -np.inf
 
 
 def test_a_backward_rule_is_compared_with_the_true_gradient():
