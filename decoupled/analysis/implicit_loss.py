@@ -1,8 +1,8 @@
 """What loss a synthetic gradient stands for, and what it takes the network's prediction to be.
 
-Where h is one number, an SG is the slope of some loss of (h, y), and its integral over h is that loss, up to a
-constant. The label at which the SG vanishes is the one with which h would be right: what the SG believes that
-the network above h predicts.
+Where h is one number, an SG is the slope of some loss of (h, y), and its integral over h is that loss, up
+to a constant. The label at which the SG vanishes is the one with which h would be right: what the SG
+believes that the network above h predicts.
 """
 
 from collections.abc import Callable
