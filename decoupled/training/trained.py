@@ -1,9 +1,12 @@
 """The trained state of a finished run, on disk in orbax's format."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
 
 from decoupled.errors import DataError, TrainingError
 from decoupled.state import LearnerState
@@ -50,14 +53,21 @@ def load_trained(workdir: Path, like: LearnerState) -> LearnerState:
         raise DataError(f"{path} is damaged, or of another network: {reason}") from error
 
 
-def _checkpointer() -> ocp.Checkpointer:
+@contextmanager
+def _checkpointer() -> Iterator[ocp.Checkpointer]:
     alone = ocp.options.MultiprocessingOptions(
         primary_host=jax.process_index(),
         active_processes={jax.process_index()},
         barrier_sync_key_prefix=f"process_{jax.process_index()}",
     )
-    handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
-    return ocp.Checkpointer(handler, multiprocessing_options=alone)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.WARNING)  # It tells every phase of its work.
+    try:
+        handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
+        with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
+            yield checkpointer
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _shape(leaf: jax.Array) -> jax.ShapeDtypeStruct:

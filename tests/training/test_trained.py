@@ -29,7 +29,7 @@ def test_what_was_saved_is_loaded_bit_for_bit(tmp_path):
 
 
 def test_a_run_that_saved_nothing(tmp_path):
-    with pytest.raises(decoupled.DataError, match="holds no trained network: train.py writes it"):
+    with pytest.raises(decoupled.DataError, match="holds no trained network: train"):
         load_trained(tmp_path, states()[1])
 
 

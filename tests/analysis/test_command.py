@@ -1,0 +1,44 @@
+"""`python -m decoupled.analysis`: the figures of a finished run."""
+
+import sys
+
+import pytest
+
+from configs import digits
+from decoupled.analysis.__main__ import analyse
+from decoupled.builder import build
+from decoupled.errors import DataError
+from decoupled.training import Workdir, train_and_evaluate
+from tests.commands import run
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    config = digits.get_config()
+    config.model.mlp.depth, config.model.mlp.width, config.epochs = 2, 8, 1
+    path = tmp_path_factory.mktemp("analysis") / "run"
+    with Workdir(path, config.to_dict()) as opened:
+        train_and_evaluate(build(config), opened)
+    return path
+
+
+def test_every_figure_is_drawn(workdir):
+    page = analyse(workdir, examples=100).read_text()
+    for title in ("Representational dissimilarity", "Linear probes", "CKA of", "Alignment of"):
+        assert title in page
+    assert page.count("<svg") == 4
+    assert "loss_shaped on digits" in page
+
+
+def test_a_run_that_did_not_finish_has_no_network(workdir, tmp_path):
+    (tmp_path / "config.json").write_text((workdir / "config.json").read_text())
+    with pytest.raises(DataError, match="holds no trained network"):
+        analyse(tmp_path)
+
+
+def test_a_folder_without_a_run_is_a_usage_error(tmp_path):
+    done = run([sys.executable, "-m", "decoupled.analysis", str(tmp_path)])
+    assert done.returncode == 2
+    assert (
+        done.stderr == f"analysis: {tmp_path} holds no run of train.py: no config.json can be read there\n"
+    )
