@@ -45,7 +45,7 @@ _SG_RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 0.6, 0.9, 1.1)
 SCALES: dict[Size, Scale] = {
     "trial": Scale(1, 5, 2, 300, (0.1, 0.5), (0.3,)),
     "quick": Scale(3, 100, 20, 4000, _RATES, _SG_RATES),
-    "full": Scale(10, 100, 50, 10000, (0.005, 0.01, *_RATES), (0.001, *_SG_RATES)),
+    "full": Scale(5, 100, 20, 8000, (0.01, *_RATES), (0.001, *_SG_RATES)),
 }
 _FEATURES, _EXAMPLES = 5, 50
 _CONVERGED = 1e-8
