@@ -3,6 +3,7 @@
 python -m experiments.mechanism
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -54,6 +55,7 @@ def measure(size: Size) -> Finding:
 # The form that an SG needs: at a boundary below two linear layers, with random weights.
 
 
+@functools.partial(jax.jit, static_argnames="loss")
 def _boundary(seed: int, loss: Loss, y: Array, scale: float) -> tuple[Array, Array, PyTree]:
     """h, (examples, features); dL/dh, alike; and the layers above, the last one times `scale`, as one."""
     h_key, *keys = jax.random.split(jax.random.key(seed), 5)

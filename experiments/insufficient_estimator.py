@@ -1,0 +1,179 @@
+"""U17, section 3.1: a synthetic gradient that cannot represent dL/dh changes what is learnt.
+
+python -m experiments.insufficient_estimator
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import scipy.stats
+
+from experiments import new_critical_point
+from experiments.claim import Check, Claim, Finding, Size, at_least, at_most, main
+from experiments.insufficient_figures import draw_boundaries, draw_lines, draw_training
+from experiments.ring_networks import EXAMPLES, GRID, METHODS, RINGS, WIDTH, OnRings, train_on_rings
+
+
+class Scale(NamedTuple):
+    seeds: int
+    steps: int
+    depth: int  # hidden layers, the boundary in their middle
+    methods: Sequence[str]
+    points: int  # training sets in which a new critical point is looked for
+    point_steps: int
+
+
+_NEEDED = ("backprop", "linear SG", "MLP SG")  # by the checks
+SCALES: dict[Size, Scale] = {
+    "trial": Scale(seeds=2, steps=20, depth=2, methods=_NEEDED, points=2, point_steps=100),
+    "quick": Scale(seeds=5, steps=1500, depth=6, methods=tuple(METHODS), points=20, point_steps=10_000),
+    "full": Scale(seeds=20, steps=2500, depth=6, methods=tuple(METHODS), points=100, point_steps=20_000),
+}
+
+
+def measure(size: Size) -> Finding:
+    scale = SCALES[size]
+    rings = {
+        name: train_on_rings(METHODS[name], scale.seeds, scale.steps, scale.depth) for name in scale.methods
+    }
+    with jax.enable_x64(True):
+        points = new_critical_point.critical_points(scale.points)
+        runs = {
+            name: new_critical_point.train_from_random_starts(estimator, points, scale.point_steps)
+            for name, estimator in new_critical_point.SGS.items()
+        }
+    return _finding(rings, points, runs, scale)
+
+
+def _finding(
+    rings: dict[str, OnRings],
+    points: list[new_critical_point.Point],
+    runs: dict[str, new_critical_point.Run],
+    scale: Scale,
+) -> Finding:
+    backprop, by_linear, by_mlp = (rings[name] for name in ("backprop", "linear SG", "MLP SG"))
+    system = max(max(p.conditions.above, p.conditions.below, p.conditions.fit) for p in points)
+    turned = _angle(runs["linear SG"].w, np.stack([p.w[:, 0] for p in points]))
+    found = _angle(runs["loss-shaped SG"].w, np.stack([p.optimum[0][:, 0] for p in points]))
+    ends = "lower end of a 95 % interval"
+    checks: list[Check] = [
+        at_least(
+            f"ring, flipped labels: training loss with a linear SG above backprop's, {ends}, nats",
+            _lower_end(by_linear.loss[1] - backprop.loss[1]),
+            0.0,
+        ),
+        at_least(
+            f"ring, flipped labels: training loss with a linear SG above that with an MLP SG, {ends}, nats",
+            _lower_end(by_linear.loss[1] - by_mlp.loss[1]),
+            0.0,
+        ),
+        at_least(
+            "ring, flipped labels: log ratio of steepness with backprop to that with a linear SG (the"
+            f" regulariser), {ends}",
+            _lower_end(np.log(backprop.slope[1] / by_linear.slope[1])),
+            0.0,
+        ),
+        at_most(
+            "ring, clean labels: training accuracy of backprop above that with an MLP SG, mean",
+            float((backprop.accuracy - by_mlp.accuracy)[0].mean()),
+            0.01,
+        ),
+        at_most(
+            "new critical point: largest norm of dL/dθ above, SG(h, y) dh/dθ below and dL_SG/dφ, worst",
+            system,
+            1e-9,
+        ),
+        at_least(
+            "new critical point: norm of the loss's true gradient there, smallest",
+            min(p.conditions.gradient for p in points),
+            1e-3,
+        ),
+        at_least(
+            "the loss's minimum: |SG(h, y) dh/dθ| there with the best linear SG, smallest",
+            min(p.at_optimum.below for p in points),
+            1e-3,
+        ),
+        at_most(
+            "joint training with a linear SG: angle of w from the new critical point's, worst, degrees",
+            float(turned.max()),
+            1.0,
+        ),
+        at_most(
+            "joint training with a loss-shaped SG: angle of w from the minimum's, median, degrees",
+            float(np.median(found)),
+            1.0,
+        ),
+    ]
+    drawings = [
+        draw_boundaries(GRID, list(RINGS), rings),
+        draw_training(list(RINGS), rings),
+        draw_lines(points, runs),
+    ]
+    return Finding(checks, drawings, list(range(scale.seeds)), _remarks(rings, points, found, scale))
+
+
+def _remarks(
+    rings: dict[str, OnRings], points: list[new_critical_point.Point], found: np.ndarray, scale: Scale
+) -> str:
+    def means(values: Callable[[OnRings], Any]) -> str:
+        return ", ".join(f"{name} {np.mean(values(ring)[1]):.3g}" for name, ring in rings.items())
+
+    excess = [p.excess for p in points]
+    return (
+        f"Rings: {scale.seeds} seeds, {EXAMPLES} points, {scale.depth} hidden layers of {WIDTH},"
+        f" {scale.steps} steps of Adam, whole set. With clean labels every method ends at zero loss: each"
+        " example's gradient is zero there, which any of the SGs can be, so that this minimum is kept;"
+        " the linear SG only takes longer. With flipped labels gradients remain, and the form matters."
+        f" Means over seeds: training loss {means(lambda r: r.loss)}; training accuracy"
+        f" {means(lambda r: r.accuracy)}; accuracy on new points {means(lambda r: r.held_out)}; steepness"
+        f" {means(lambda r: r.slope)}. To be able to represent the gradient is not enough: it changes"
+        " with every step, and the loss-shaped SG and the MLP SG follow it only in part (R² in the"
+        " figure). Here they too keep the network from learning the flipped labels, and the linear SG is"
+        f" less far behind them than they are behind backprop. New critical point: {len(points)} training"
+        f" sets of {new_critical_point.EXAMPLES} points, double precision. It can be found in closed"
+        " form: what the best linear SG leaves of the gradient is orthogonal to h, y and 1, but not to"
+        " the part of x that h does not tell, so that at rest w has the direction of a linear regression"
+        " of y on x, whatever the loss, with scale and offset those of the log loss. Its loss is"
+        f" {min(excess):.2g} to {max(excess):.2g} nats above the minimum. Where h tells all of x no such"
+        " point exists: it takes a boundary that is narrower than its input, or not linear. Joint"
+        " training went to the new point from every start with the linear SG; with the loss-shaped SG"
+        f" {int((found < 1).sum())} of {len(points)} starts ended at the minimum of the loss; from the"
+        " others the weights grew and grew: its SG loss is not convex, and an SG that is far from fitted"
+        " can push the wrong way."
+    )
+
+
+def _lower_end(differences: np.ndarray) -> float:
+    """Of the 95 % confidence interval of a mean, by Student's t; one difference a seed."""
+    error = differences.std(ddof=1) / len(differences) ** 0.5
+    return float(differences.mean() - scipy.stats.t.ppf(0.975, len(differences) - 1) * error)
+
+
+def _angle(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Between the rows of two arrays, as lines: degrees from 0 to 90."""
+    cosines = np.abs((a * b).sum(axis=1)) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+    return np.degrees(np.arccos(np.minimum(cosines, 1.0)))
+
+
+CLAIM = Claim(
+    id="insufficient-estimator",
+    module="experiments.insufficient_estimator",
+    title="Where the SG cannot represent the gradient",
+    claim="Where the SG cannot represent dL/dh it acts as a regulariser, and makes new critical points:"
+    " of the system with SGs, and not of the loss.",
+    source="U17, section 3.1 and figure 2",
+    how="Rings: a deep ReLU network is trained to tell a disc from a ring around it, with the log loss"
+    " and one boundary in its middle: by backprop, with a linear SG, with a loss-shaped SG, (softmax(hW'"
+    " + b) - y)V, and with an MLP of 64 hidden units, all from the same weights; with clean labels, and"
+    " with one label in eight flipped. How smooth the learnt function is is told by its steepness, the"
+    " mean norm of the slope of the logit at the training points. A new critical point: the smallest"
+    " network that has one, logistic regression of points in the plane through a boundary of one unit."
+    " The point is computed, and all that moves the SG system is measured there, with the gradient of"
+    " the loss beside it; then network and SG are trained together from random starts.",
+    measure=measure,
+)
+
+if __name__ == "__main__":
+    main(CLAIM)
