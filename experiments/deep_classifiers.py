@@ -4,7 +4,7 @@ Every layer is a module in all of them, and backprop's are those with the true g
 the initial parameters, the batches and the layers that can be looked at are the same.
 """
 
-from collections.abc import Callable
+import functools
 from typing import NamedTuple
 
 import jax
@@ -73,26 +73,42 @@ def make(training: Training, method: str) -> Learner:
     return decoupled.make_learner(layers, boundaries, softmax_cross_entropy, optimizer, adam)
 
 
-def trainer(learner: Learner, training: Training) -> Callable[[Key, Array, Array], LearnerState]:
-    """A pure (key, x, y) -> trained state: a whole run, its batches drawn on the device.
+def train(learner: Learner, training: Training, seeds: int, x: Array, y: Array) -> LearnerState:
+    """Trains as many networks at once, each run in one loop on the device.
 
-    The key alone decides on initial parameters and batches, whatever the method; `vmap` over keys trains
-    as many networks at once.
+    The seed alone decides on initial parameters and batches, whatever the method.
+
+    Args:
+      x, y: training set, (examples, features) and (examples,).
+
+    Returns:
+      States stacked over the seeds 0, 1, ...
     """
-    steps, size = training.steps_per_epoch, training.batch_size
+    keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed), 3))(jnp.arange(seeds))
+    size = training.batch_size
+    # Left to JAX operation by operation: equal layers then share what is compiled, as do all methods.
+    states = jax.vmap(lambda key: learner.init(key, x[:size], y[:size]))(keys[:, 0])
+    rows = _rows_of_batches(keys[:, 1], training)
 
-    def train(key: Key, x: Array, y: Array) -> LearnerState:
-        init_key, order_key, step_key = jax.random.split(key, 3)
+    def run(state: LearnerState, rows: Array, key: Key) -> LearnerState:
+        def step(state: LearnerState, rows: Array) -> tuple[LearnerState, None]:
+            return learner.update(state, x[rows], y[rows], key)[0], None
 
-        def epoch(state: LearnerState, number: Array) -> tuple[LearnerState, None]:
-            order = jax.random.permutation(jax.random.fold_in(order_key, number), training.examples)
+        return jax.lax.scan(step, state, rows)[0]
 
-            def step(state: LearnerState, rows: Array) -> tuple[LearnerState, None]:
-                return learner.update(state, x[rows], y[rows], step_key)[0], None
+    return jax.jit(jax.vmap(run))(states, rows, keys[:, 2])
 
-            return jax.lax.scan(step, state, order[: steps * size].reshape(steps, size))
 
-        state = learner.init(init_key, x[:size], y[:size])
-        return jax.lax.scan(epoch, state, jnp.arange(training.epochs))[0]
+@functools.partial(jax.jit, static_argnames="training")
+def _rows_of_batches(keys: Key, training: Training) -> Array:
+    """Which examples each step sees, every one once an epoch: (seeds,) -> (seeds, steps, batch_size)."""
+    used = training.steps_per_epoch * training.batch_size
 
-    return train
+    def epoch(key: Key) -> Array:
+        order = jax.random.permutation(key, training.examples)[:used]
+        return order.reshape(training.steps_per_epoch, training.batch_size)
+
+    def run(key: Key) -> Array:
+        return jax.lax.map(epoch, jax.random.split(key, training.epochs)).reshape(-1, training.batch_size)
+
+    return jax.vmap(run)(keys)

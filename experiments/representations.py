@@ -28,7 +28,8 @@ from decoupled.analysis.probes import probe_accuracies
 from decoupled.data import Dataset
 from decoupled.types import Array
 from experiments.claim import Check, Claim, Drawing, Finding, Size, at_most, main
-from experiments.deep_classifiers import METHODS, Training, make, trainer
+from experiments.deep_classifiers import METHODS, Training, make
+from experiments.deep_classifiers import train as trained
 
 BACKPROP, ONE, EVERYWHERE, UNSEEN, UNTRAINED = METHODS
 
@@ -110,6 +111,13 @@ def interval(values: np.ndarray) -> Interval:
     return Interval(mean, mean - reach, mean + reach)
 
 
+# Of every layer of one network; compiled once for all methods.
+_contrasts = jax.jit(
+    lambda hidden, y: jax.lax.map(lambda h: class_contrast(dissimilarity_matrix(h), y), hidden)
+)
+_cka = jax.jit(jax.vmap(linear_cka))
+
+
 def measure(size: Size) -> Finding:
     settings = SETTINGS[size]
     dataset = settings.dataset()
@@ -151,8 +159,7 @@ def look_at(
 ) -> Layers:
     """Trains networks by a method, all seeds at once, and looks into them."""
     learner = make(training, method)
-    keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
-    states = jax.jit(jax.vmap(trainer(learner, training), in_axes=(0, None, None)))(keys, *train)
+    states = trained(learner, training, seeds, *train)
     fitted = Examples(*(part[:probed] for part in train))
     look = jax.jit(jax.vmap(lambda state, x: activations(learner, state, x), in_axes=(0, None)))
     (*of_fitted, fitted_output), (*of_test, output) = (
@@ -162,14 +169,13 @@ def look_at(
         probe_accuracies([h[s] for h in of_fitted], fitted.y, [h[s] for h in of_test], test.y)
         for s in range(seeds)
     ]
-    contrast = jax.jit(lambda h: class_contrast(dissimilarity_matrix(h), test.y))
     hidden = np.stack(of_test, axis=1)
     return Layers(
         accuracy=np.mean(output.argmax(-1) == test.y[None, :], axis=1),
         fitted_accuracy=np.mean(fitted_output.argmax(-1) == fitted.y[None, :], axis=1),
         hidden=hidden,
         probes=np.asarray(probes),
-        contrast=np.asarray([[contrast(h) for h in layers] for layers in hidden]),
+        contrast=np.asarray([_contrasts(layers, test.y) for layers in hidden]),
     )
 
 
@@ -190,11 +196,10 @@ class Likeness(NamedTuple):
 
 def likeness(hidden: np.ndarray, backprop: np.ndarray) -> Likeness:
     """Of one method's layers, (seeds, depth, n, width), means over the other seeds."""
-    cka = jax.jit(jax.vmap(linear_cka))
     seeds = range(len(hidden))
 
     def mean_with(others: np.ndarray) -> np.ndarray:
-        pairs = [[cka(hidden[s], others[t]) for t in seeds if t != s] for s in seeds]
+        pairs = [[_cka(hidden[s], others[t]) for t in seeds if t != s] for s in seeds]
         return np.asarray(pairs).mean(1)
 
     return Likeness(mean_with(backprop), mean_with(hidden))

@@ -91,7 +91,7 @@ def draw_matrices(
       limits: of the colour scale.
     """
     size = 1.45 if len(columns) > 1 else 4.5
-    shape = (size * len(columns) + 1.3, (size + 0.1) * len(rows) + 0.6)
+    shape = (size * len(columns) + 1.3, (size + 0.1) * len(rows) + 0.8)
     figure = Figure(figsize=shape, layout="constrained")
     grid = figure.subplots(len(rows), len(columns), squeeze=False)
     image: Any = None
@@ -104,7 +104,10 @@ def draw_matrices(
             axes.set_xticks([])
             axes.set_yticks([])
         axes_row[0].set_ylabel(name, fontsize=10)
-    figure.colorbar(image, ax=grid, label=label, shrink=0.8, extend="max")
+    beyond = (
+        max(float(np.max(matrix)) for matrices in rows.values() for matrix in matrices) > 1.001 * limits[1]
+    )
+    figure.colorbar(image, ax=grid, label=label, extend="max" if beyond else "neither")
     if across:
         figure.supxlabel(across, fontsize=10)
     return figure

@@ -47,8 +47,8 @@ def dissimilarity_figure(learner: Learner, state: LearnerState, x: Array, y: Arr
     shown = evenly(len(layers), _MOST_COLUMNS)
     matrices = [jax.jit(dissimilarity_matrix)(layers[i]) for i in shown]
     names = [learner.modules[i].name for i in shown]
-    label = "1 - correlation of activations"
-    return draw_matrices({"": matrices}, names, label, across="examples, ordered by class")
+    across = "examples, ordered by class"
+    return draw_matrices({"": matrices}, names, "1 - correlation", across=across, limits=(0.0, 1.2))
 
 
 def probe_figure(learner: Learner, state: LearnerState, x: Array, y: Array, key: Key) -> Figure:
@@ -67,7 +67,9 @@ def cka_figure(
     """CKA of every module with every one of the same network, or of another in the state `other`."""
     own = _activations(learner, state, x)
     matrix = cka_of_layers(own, own if other is None else _activations(learner, other, x))
-    across = f"modules 1 to {len(own)}" + ("" if other is None else " (across: of the other network)")
+    across = f"modules, 1 to {len(own)} from the top left" + (
+        "" if other is None else " (across: of the other network)"
+    )
     return draw_matrices({"": [matrix]}, [""], "linear CKA", across=across)
 
 
