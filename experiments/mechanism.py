@@ -33,7 +33,7 @@ class Scale(NamedTuple):
 SCALES: dict[Size, Scale] = {
     "trial": Scale(seeds=2, steps=30, snapshots=4, fits=1, cases=2),
     "quick": Scale(seeds=10, steps=3000, snapshots=10, fits=5, cases=3),
-    "full": Scale(seeds=50, steps=10000, snapshots=14, fits=20, cases=3),
+    "full": Scale(seeds=30, steps=5000, snapshots=12, fits=20, cases=3),
 }
 _FAR_FROM_EXACT = 1e-6  # a residual that no rounding explains
 _LOGIT_SCALES = np.geomspace(0.1, 10.0, 9)
