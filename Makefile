@@ -6,7 +6,7 @@ PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
 
-.PHONY: train test check bench results compare
+.PHONY: train test check bench results compare paper paper-full
 
 train: .venv/installed
 	$(BIN)/python train.py $(or $(ARGS),--config=configs/digits.py)
@@ -31,6 +31,14 @@ results: .venv/installed
 # U17's table, measured: every method on digits (5 minutes), or ARGS=--config.dataset=fashion_mnist (40).
 compare: .venv/installed
 	$(BIN)/python -m experiments.compare $(ARGS)
+
+# Every claim of U17, measured: runs/paper/index.html and claims.json (10 minutes); paper-full: more seeds, on
+# Fashion-MNIST (an hour).
+paper: .venv/installed
+	$(BIN)/python -m experiments.paper $(ARGS)
+
+paper-full: .venv/installed
+	$(BIN)/python -m experiments.paper --size=full $(ARGS)
 
 .venv/installed: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed" if sys.version_info < (3, 11) else 0)'

@@ -105,7 +105,7 @@ def draw_lines(points: Sequence[Any], runs: Mapping[str, Any]) -> Drawing:
 
     fields = ("above", "below", "fit", "gradient")
     for column, field in enumerate(fields):
-        values = np.array([getattr(p.conditions, field) for p in points])
+        values = np.array([np.squeeze(getattr(p.conditions, field)) for p in points])
         spread = column + np.linspace(-0.2, 0.2, len(values))
         colour, marker = ("#0072b2", "^") if field == "gradient" else ("#d55e00", "o")
         norms.plot(
@@ -119,7 +119,7 @@ def draw_lines(points: Sequence[Any], runs: Mapping[str, Any]) -> Drawing:
 
     looks = (("#d55e00", "-"), ("#009e73", "--"))
     for (name, run), (colour, line) in zip(runs.items(), looks, strict=True):
-        of_system = np.median(np.maximum(run.conditions.below, _FLOOR), axis=0)
+        of_system = np.median(np.maximum(run.conditions.below[0], _FLOOR), axis=0)
         of_loss = np.median(np.maximum(run.conditions.gradient, _FLOOR), axis=0)
         style = {"color": colour, "linestyle": line, "markersize": 4}
         course.plot(run.steps, of_loss, **style, marker="^", label=f"{name}: true dL/dθ")

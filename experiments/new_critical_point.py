@@ -16,56 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from decoupled.analysis import CriticalPoint, critical_point
 from decoupled.estimators import as_given, linear, loss_shaped
 from decoupled.learner import Learner, make_learner
-from decoupled.losses import output_error
 from decoupled.modules import from_functions
 from decoupled.state import LearnerState
 from decoupled.types import Array, Estimator, Key, Module, PyTree
 
 EXAMPLES = 200
-
-
-class Conditions(NamedTuple):
-    """Norms of what vanishes at a critical point, gradients of means over examples.
-
-    Attributes:
-      gradient: |dL/dθ| of the whole network.
-      above: |dL/dθ| above the boundary.
-      below: |SG(h, y) dh/dθ| below it.
-      fit: |dL_SG/dφ|; 0 for an estimator that is not trained.
-    """
-
-    gradient: Any
-    above: Any
-    below: Any
-    fit: Any
-
-
-def conditions(learner: Learner, state: LearnerState, x: Array, y: Array) -> Conditions:
-    """Of two modules with one estimator between them."""
-    (below, above), (estimator,) = state.modules, state.estimators
-    key = jax.random.key(0)  # of modules in which nothing is drawn
-
-    def run(i: int, params: PyTree, h: Array) -> Array:
-        return learner.modules[i].apply(params, state.modules[i].state, h, key, True)[0]
-
-    h, pull_below = jax.vjp(lambda params: run(0, params, x), below.params)
-    output, pull_above = jax.vjp(lambda params, h: run(1, params, h), above.params, h)
-    grad_above, grad_h = pull_above(output_error(learner.loss, output, y)[1])
-    spec = learner.estimators[0]
-    fit = jnp.zeros(())
-    grad_h_hat = grad_h
-    if spec.training_gradient is not None:
-        fit = optax.tree.norm(spec.training_gradient(estimator.params, h, y, grad_h)[1])
-        grad_h_hat = spec.estimate(estimator.params, h, y, None)
-    of_mean = 1 / x.shape[0]
-    return Conditions(
-        of_mean * optax.tree.norm((grad_above, pull_below(grad_h))),
-        of_mean * optax.tree.norm(grad_above),
-        of_mean * optax.tree.norm(pull_below(grad_h_hat)),
-        fit,
-    )
 
 
 class Point(NamedTuple):
@@ -85,8 +43,8 @@ class Point(NamedTuple):
     w: Any
     b: Any
     optimum: tuple[Any, Any]
-    conditions: Conditions
-    at_optimum: Conditions
+    conditions: CriticalPoint
+    at_optimum: CriticalPoint
     excess: float
 
 
@@ -138,14 +96,18 @@ def _logistic_regression(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return weights
 
 
+def _conditions(learner: Learner, state: LearnerState, x: Array, y: Array) -> CriticalPoint:
+    return critical_point(learner, state, x, y, jax.random.key(0))  # Nothing is drawn.
+
+
 def critical_points(count: int) -> list[Point]:
     """Of as many training sets; in double precision, if that is enabled."""
     learner = _learner(SGS["linear SG"])
-    measured = jax.jit(lambda state, x, y: conditions(learner, state, x, y))
+    measured = jax.jit(lambda state, x, y: _conditions(learner, state, x, y))
     start = jax.jit(learner.init)
 
-    def at(x: np.ndarray, y: np.ndarray, w: np.ndarray, b: np.ndarray) -> tuple[Conditions, float]:
-        """Conditions with the best linear SG, and the loss."""
+    def at(x: np.ndarray, y: np.ndarray, w: np.ndarray, b: np.ndarray) -> tuple[CriticalPoint, float]:
+        """The conditions with the best linear SG, and the loss."""
         h = x @ w + b
         target = 1 / (1 + np.exp(-h)) - y
         inputs = np.concatenate([h, y, np.ones_like(h)], axis=1)
@@ -183,7 +145,7 @@ class Run(NamedTuple):
     """
 
     steps: Any
-    conditions: Conditions
+    conditions: CriticalPoint
     w: Any
 
 
@@ -191,19 +153,19 @@ def train_from_random_starts(estimator: Estimator, points: list[Point], last_ste
     learner = _learner(estimator)
     steps = np.unique(np.geomspace(1, last_step, 30).round().astype(int))
 
-    def run(seed: Array, x: Array, y: Array) -> tuple[Conditions, Array]:
+    def run(seed: Array, x: Array, y: Array) -> tuple[CriticalPoint, Array]:
         start = learner.init(jax.random.key(seed), x, y)
         # The library's estimators start in single precision.
         start = jax.tree.map(
             lambda leaf: leaf.astype(x.dtype) if leaf.dtype == jnp.float32 else leaf, start
         )
 
-        def look(state: LearnerState, count: Array) -> tuple[LearnerState, Conditions]:
-            nothing_drawn = jax.random.key(0)
-            state = jax.lax.fori_loop(
-                0, count, lambda _, s: learner.update(s, x, y, nothing_drawn)[0], state
-            )
-            return state, conditions(learner, state, x, y)
+        def look(state: LearnerState, count: Array) -> tuple[LearnerState, CriticalPoint]:
+            def step(_: Any, state: LearnerState) -> LearnerState:
+                return learner.update(state, x, y, jax.random.key(0))[0]
+
+            state = jax.lax.fori_loop(0, count, step, state)
+            return state, _conditions(learner, state, x, y)
 
         state, seen = jax.lax.scan(look, start, jnp.diff(steps, prepend=0))
         return seen, state.modules[0].params["w"][:, 0]

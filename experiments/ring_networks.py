@@ -13,7 +13,8 @@ from decoupled.learner import make_learner
 from decoupled.losses import softmax_cross_entropy
 from decoupled.modules import cut
 from decoupled.state import BoundaryMetrics, LearnerState
-from decoupled.types import Array, Estimator, Key
+from decoupled.types import Array, Estimator
+from experiments.toy_data import ring
 
 EXAMPLES, WIDTH = 160, 20
 _NEW_EXAMPLES = 2000
@@ -56,16 +57,6 @@ def _r2(boundary: BoundaryMetrics | None) -> Array:
     if boundary is None or boundary.target_power is None:
         return jnp.ones(())
     return 1 - boundary.loss / boundary.target_power
-
-
-def ring(key: Key, n: int, dim: int) -> tuple[Array, Array]:
-    """A ball, class 0, and a shell around it, class 1: x (n, dim), and y (n,)."""
-    direction_key, radius_key, class_key = jax.random.split(key, 3)
-    direction = jax.random.normal(direction_key, (n, dim))
-    direction /= jnp.linalg.norm(direction, axis=1, keepdims=True)
-    y = jax.random.bernoulli(class_key, 0.5, (n,)).astype(jnp.int32)
-    radius = 0.6 * jax.random.uniform(radius_key, (n,)) + jnp.where(y == 1, 0.9, 0.0)
-    return dim**0.5 * radius[:, None] * direction, y
 
 
 def train_on_rings(estimator: Estimator, seeds: int, steps: int, depth: int) -> OnRings:

@@ -1,0 +1,88 @@
+"""Every claim of U17, measured: runs/paper/claims.json and index.html, a page to read from top to bottom.
+
+python -m experiments.paper
+python -m experiments.paper --size=full
+
+Claims are measured one after another, each in a process of its own. One that fails is told on the page as
+failed, the others are still measured, and the program ends with exit code 1. A claim that is found not to
+hold is no failure: the page says so.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.process import json_of
+from decoupled.training.workdir import write_whole
+from experiments import (
+    convergence_deep_linear,
+    convergence_linear,
+    critical_points,
+    insufficient_estimator,
+    mechanism,
+    one_language,
+    representations,
+)
+from experiments.claim import SIZES, Claim, Size, command_of, lines_of
+from experiments.paper_page import render
+
+CLAIMS: tuple[Claim, ...] = (
+    critical_points.CLAIM,
+    insufficient_estimator.CLAIM,
+    convergence_linear.CLAIM,
+    convergence_deep_linear.CLAIM,
+    mechanism.CLAIM,
+    representations.CLAIM,
+    one_language.CLAIM,
+)
+_TIMEOUT_SECONDS = 3600.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/paper"))
+    parser.add_argument("--size", choices=SIZES, default="quick", help="how much to measure")
+    arguments = parser.parse_args()
+    if not run(CLAIMS, arguments.out, arguments.size):
+        sys.exit(1)
+
+
+def run(claims: Sequence[Claim], out: Path, size: Size) -> bool:
+    """Measures the claims and writes what was found after each, so that an interrupted run keeps it.
+
+    Returns:
+      Whether all could be measured.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    told: list[dict[str, Any]] = []
+    flags = os.environ.get("XLA_FLAGS", "")
+    for claim in claims:
+        started = time.monotonic()
+        found = json_of([*command_of(claim, size), "--json"], flags, _TIMEOUT_SECONDS)
+        found["seconds"] = round(time.monotonic() - started, 1)
+        told.append({"title": claim.title, **found})
+        _print(told[-1])
+        write_whole(out / "claims.json", json.dumps([_without_drawings(f) for f in told], indent=2) + "\n")
+        write_whole(out / "index.html", render(told, size))
+    print(f"written: {out / 'index.html'} and {out / 'claims.json'}")
+    return not any("error" in found for found in told)
+
+
+def _without_drawings(found: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in found.items() if name != "drawings"}
+
+
+def _print(found: dict[str, Any]) -> None:
+    if "error" in found:
+        print(f"{found['title']}: could not be measured\n{found['error']}", file=sys.stderr, flush=True)
+    else:
+        print(*lines_of(found), f"  {found['seconds']:g} s", sep="\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()
