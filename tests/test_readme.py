@@ -1,5 +1,6 @@
 """Every command and snippet of the README, run, cut down by options where it would take long."""
 
+import importlib.util
 import os
 import re
 import shlex
@@ -12,7 +13,7 @@ import pytest
 from benchmarks import accuracy, step_time
 from configs import compare as compare_config
 from configs import digits, fashion_mnist
-from experiments import compare
+from experiments import compare, paper
 from tests.commands import ROOT, run
 from tests.data.formats import write_idx_files
 
@@ -46,13 +47,20 @@ def test_training_commands(line, tmp_path):
     assert (tmp_path / "run" / "summary.json").exists()
 
 
-def test_commands_of_examples_name_examples():
+def test_other_commands_name_modules():
     """Which tests of their own run."""
     others = [line for line in COMMANDS if "python" in line and " train.py " not in line]
     assert others
     for line in others:
-        module = re.fullmatch(r"python -m examples\.(\w+)", line).group(1)
-        assert (ROOT / "examples" / f"{module}.py").exists()
+        module = re.match(r"python -m (examples\.\w+|decoupled\.analysis)\b", line).group(1)
+        assert importlib.util.find_spec(module)
+
+
+def test_every_claim_is_in_the_table_with_its_verdict():
+    table = README.partition("## Every claim of the paper")[2].partition("\n## ")[0]
+    for claim in paper.CLAIMS:
+        name = claim.module.rpartition(".")[2]
+        assert f"`{name}`" in table
 
 
 def test_make_targets_are_what_the_readme_says():
