@@ -8,6 +8,7 @@ from decoupled.training.html import page, table
 
 _STYLE = """
 body { max-width: 62rem; } td, th { padding: 0.2rem 0.7rem; font-size: 0.9rem; vertical-align: top; }
+td:nth-child(2), td:nth-child(3) { white-space: nowrap; }
 figure { margin: 1.5rem 0; } figcaption { font-size: 0.9rem; color: #333; }
 blockquote { border-left: 3px solid #0072b2; margin: 0; padding: 0 1rem; }
 .holds { color: #00603d; font-weight: bold; } .fails { color: #a03a00; font-weight: bold; }
