@@ -6,13 +6,17 @@ PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
 
-.PHONY: train test check bench results compare paper paper-full
+.PHONY: train test test-all check bench results compare paper paper-full
 
 train: .venv/installed
 	$(BIN)/python train.py $(or $(ARGS),--config=configs/digits.py)
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest --numprocesses=auto --dist=loadscope
+
+# The same, with the tests that measure every claim at its smallest size.
+test-all: .venv/installed-dev
+	$(BIN)/python -m pytest --numprocesses=auto --dist=loadscope -m "slow or not slow"
 
 # Lint, format and types.
 check: .venv/installed-dev

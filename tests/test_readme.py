@@ -1,6 +1,7 @@
 """Every command and snippet of the README, run, cut down by options where it would take long."""
 
 import importlib.util
+import json
 import os
 import re
 import shlex
@@ -44,7 +45,11 @@ def test_training_commands(line, tmp_path):
     cut = [f"--workdir={tmp_path}/run", f"--config.data_dir={tmp_path}/data", "--config.epochs=1"]
     done = run([sys.executable, *arguments, *SMALL[config], *cut], env=environment)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "run" / "summary.json").exists()
+    dataset = json.loads((tmp_path / "run" / "summary.json").read_text())["dataset"]
+    # No output may look as if a quick run had been one on CIFAR-10.
+    assert dataset == ("procedural" if config == "cifar" else config)
+    assert dataset in done.stderr
+    assert dataset in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_other_commands_name_modules():

@@ -25,22 +25,6 @@ def test_a_run_from_the_command_line(tmp_path):
     assert (summary["epochs"], summary["seed"]) == (2, 3)
 
 
-def test_the_quick_cifar_config_runs_the_same_code(tmp_path):
-    workdir = tmp_path / "run"
-    done = call(
-        "--config=configs/cifar.py:quick",
-        f"--workdir={workdir}",
-        "--config.epochs=1",
-        "--config.validation_examples=3488",
-        "--config.model.cnn.features=(4, 4, 4)",
-        "--config.estimator.convolutional.features=(4,)",
-    )
-    assert done.returncode == 0, done.stderr
-    assert "procedural" in done.stderr
-    assert json.loads((workdir / "summary.json").read_text())["dataset"] == "procedural"
-    assert "procedural" in (workdir / "report.html").read_text()
-
-
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

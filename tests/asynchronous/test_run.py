@@ -162,7 +162,7 @@ def test_an_interrupt_ends_all_workers(state):
     pids = []
 
     def press_ctrl_c():
-        wait_for(lambda: supervisor.pids[0] is not None, seconds=10)
+        wait_for(lambda: supervisor.pids[0] is not None, seconds=60)
         pids.extend(supervisor.pids)
         os.kill(os.getpid(), signal.SIGINT)
 

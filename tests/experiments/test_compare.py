@@ -96,7 +96,7 @@ def test_a_seed_gives_what_train_gives(tmp_path):
     config.epochs = 2
     config.validation_examples = 0
     job = compare.job_of(config, {"estimator.name": "linear"})._replace(seed=1)
-    result = compare.train(job, seeds=2)
+    result = compare.train(job, seeds=2, vectorised=True)
     assert result["validation_accuracy"] == []
     with Workdir(tmp_path / "run", {}) as workdir:
         summary = train_and_evaluate(job, workdir)

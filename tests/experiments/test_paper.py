@@ -11,8 +11,12 @@ from experiments import claim as claims
 from experiments import paper
 from experiments.claim import Check, Claim, Drawing, Finding
 
+# All but one take most of half a minute, nearly all of it in the compiler.
+QUICK = "convergence-linear"
+EACH = [pytest.param(c, id=c.id, marks=[pytest.mark.slow] * (c.id != QUICK)) for c in paper.CLAIMS]
 
-@pytest.mark.parametrize("claim", paper.CLAIMS, ids=lambda claim: claim.id)
+
+@pytest.mark.parametrize("claim", EACH)
 def test_a_claim_can_be_measured(claim):
     found = claims.told(claim, "trial")
     assert found["seeds"]
