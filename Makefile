@@ -14,7 +14,7 @@ train: .venv/installed
 test: .venv/installed-dev
 	$(BIN)/python -m pytest --numprocesses=auto --dist=loadscope
 
-# The same, with the tests that measure every claim at its smallest size.
+# The same, with the tests that measure every claim, and a benchmark, at its smallest size.
 test-all: .venv/installed-dev
 	$(BIN)/python -m pytest --numprocesses=auto --dist=loadscope -m "slow or not slow"
 

@@ -157,12 +157,20 @@ def test_an_exception_is_told_as_such_when_it_comes_too_often(state):
         run_asynchronously(make, state, learners.batches(2), learners.KEY, num_stages=1, options=options)
 
 
-def test_an_interrupt_ends_all_workers(state):
+@pytest.fixture
+def heeds_interrupts():
+    """A shell has its background jobs ignore them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_ends_all_workers(state, heeds_interrupts):
     supervisor = Supervisor(learners.tiny, state, BATCHES[0], learners.KEY, num_stages=1)
     pids = []
 
     def press_ctrl_c():
-        wait_for(lambda: supervisor.pids[0] is not None, seconds=60)
+        wait_for(lambda: supervisor.pids[0] is not None, seconds=10)
         pids.extend(supervisor.pids)
         os.kill(os.getpid(), signal.SIGINT)
 

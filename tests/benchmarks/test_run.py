@@ -15,6 +15,7 @@ from benchmarks.part import Part, Row
 from benchmarks.run import run
 
 
+@pytest.mark.slow
 def test_quick_run_writes_what_a_part_measures(tmp_path):
     """Of the part with most to go wrong: all of them, `--quick`, take a minute and a half."""
     parts = [pipeline.PART]

@@ -28,7 +28,7 @@ def command(*arguments):
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
     out = tmp_path_factory.mktemp("compare")
-    chosen = "sign_symmetric,feedback_alignment,direct_feedback_alignment,noise"
+    chosen = "direct_feedback_alignment,noise"
     options = ["--config.seeds=2", "--config.epochs=6", "--config.timing_turns=0"]
     done = command(f"--out={out}", f"--config.methods={chosen}", *options)
     assert done.returncode == 0, done.stderr
@@ -39,21 +39,17 @@ def compared(tmp_path_factory):
 def test_published_orderings_come_out(compared):
     rows, _, _ = compared
     accuracy = {name: statistics.mean(row["test_accuracy"]) for name, row in rows.items()}
-    fixed = ("feedback_alignment", "direct_feedback_alignment")
-    # These two are closer than so small a test set can tell; README's table has them apart.
-    assert accuracy["backprop"] > accuracy["sign_symmetric"] - 0.01
-    assert accuracy["sign_symmetric"] > max(accuracy[name] for name in fixed)
-    assert min(accuracy[name] for name in fixed) > accuracy["noise"] + 0.05
+    # README's table, which a test reads too, has more of them.
+    assert accuracy["backprop"] > accuracy["direct_feedback_alignment"] > accuracy["noise"] + 0.05
     cosine = {name: statistics.mean(row["cosine"]) for name, row in rows.items()}
     assert cosine["backprop"] == pytest.approx(1, abs=1e-4)
-    assert 1 > cosine["sign_symmetric"] > max(cosine[name] for name in fixed)
-    assert min(cosine[name] for name in fixed) > 0.02 > abs(cosine["noise"])
+    assert 1 > cosine["direct_feedback_alignment"] > 0.02 > abs(cosine["noise"])
 
 
 def test_the_table_says_what_each_method_is(compared):
     rows, page, result = compared
     locks = {name: tuple(row["locks"].values()) for name, row in rows.items()}
-    assert locks["backprop"] == locks["feedback_alignment"] == (True, True, True)
+    assert locks["backprop"] == (True, True, True)
     assert locks["direct_feedback_alignment"] == (True, True, False)
     assert locks["noise"] == (True, False, False)
     assert [name for name, row in rows.items() if row["direct_error"]] == ["direct_feedback_alignment"]
