@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from decoupled.estimators import as_given, linear, loss_shaped, one_hot
 from decoupled.learner import Learner, make_learner
-from decoupled.losses import squared_error
+from decoupled.losses import softmax_cross_entropy, squared_error
 from decoupled.state import LearnerState
 from decoupled.types import Array, Estimator, Key, Loss, Module
 from experiments.claim import Check, Claim, Drawing, Finding, Size, at_least, at_most, main
@@ -88,7 +88,6 @@ class Track(NamedTuple):
 
 
 def tasks() -> dict[str, Task]:
-    log_loss = optax.softmax_cross_entropy_with_integer_labels
     one_hot_2 = one_hot(2)
     linear_forms = {"linear": line_searched(linear(as_given))}
     softmax_forms = {
@@ -98,7 +97,7 @@ def tasks() -> dict[str, Task]:
     }
     return {
         "squared error": Task(1, squared_error, signed, lambda out: out, linear_forms),
-        "log loss": Task(2, log_loss, lambda labels: labels, jax.nn.softmax, softmax_forms),
+        "log loss": Task(2, softmax_cross_entropy, lambda labels: labels, jax.nn.softmax, softmax_forms),
     }
 
 

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from decoupled.analysis import CriticalPoint, best_linear, critical_point
 from decoupled.estimators import as_given, backprop, linear, one_hot
 from decoupled.learner import Learner, make_learner
-from decoupled.losses import squared_error
+from decoupled.losses import softmax_cross_entropy, squared_error
 from decoupled.modules import from_functions, init_chain
 from decoupled.state import LearnerState
 from decoupled.types import Array, Estimator, Key, Loss, Module, PyTree
@@ -141,7 +141,7 @@ def _log_loss_network(scale: Scale) -> Found:
     """The control: a log loss, whose gradient no linear SG can represent."""
     widths = [_FEATURES, _HIDDEN, _OUTPUTS]
     modules = [linear_module(pair, f"layer_{i}") for i, pair in enumerate(_pairs(widths))]
-    network = Network(modules, optax.softmax_cross_entropy_with_integer_labels, one_hot(_OUTPUTS))
+    network = Network(modules, softmax_cross_entropy, one_hot(_OUTPUTS))
 
     def one(seed: Array) -> tuple[CriticalPoint, Array]:
         data_key, start_key, label_key = jax.random.split(jax.random.key(seed), 3)

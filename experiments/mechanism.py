@@ -10,12 +10,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import scipy.optimize
 from jax.flatten_util import ravel_pytree
 
+from decoupled.analysis import best_linear
 from decoupled.estimators import as_given, linear, loss_shaped, one_hot
-from decoupled.losses import output_error, squared_error
+from decoupled.losses import output_error, softmax_cross_entropy, squared_error
 from decoupled.types import Array, Estimator, Loss, PyTree
 from experiments.claim import Check, Claim, Finding, Size, at_least, at_most, main
 from experiments.mechanism_figures import draw_forms, draw_nearness, draw_snapshots
@@ -91,10 +91,7 @@ def _linear_residuals(seed: int, loss: Loss, y: Array, estimator: Estimator, con
     residuals = []
     for scale in _LOGIT_SCALES:
         h, target, _ = _boundary(seed, loss, y, scale)
-        inputs = np.concatenate([h, context, np.ones((len(h), 1))], axis=1)
-        K = np.linalg.lstsq(inputs, np.asarray(target), rcond=None)[0]
-        A, B, c = np.split(K, [_FEATURES, _FEATURES + _CLASSES])
-        est_params = {"A": jnp.asarray(A), "B": jnp.asarray(B), "c": jnp.asarray(c[0])}
+        est_params = best_linear(h, target, context).params
         residuals.append(_relative(estimator.estimate(est_params, h, y, None), target))
     return residuals
 
@@ -106,14 +103,14 @@ def _squared_error_linear(seed: int) -> list[float]:
 
 def _log_loss_linear(seed: int) -> list[float]:
     y, context = _classes(seed), one_hot(_CLASSES)
-    return _linear_residuals(seed, _log_loss, y, linear(context), context(y))
+    return _linear_residuals(seed, softmax_cross_entropy, y, linear(context), context(y))
 
 
 def _log_loss_shaped(seed: int) -> list[float]:
     """Of the loss-shaped SG whose W and V' are the product of the matrices above."""
     estimator, y, residuals = loss_shaped(_CLASSES, one_hot(_CLASSES)), _classes(seed), []
     for scale in _LOGIT_SCALES:
-        h, target, above = _boundary(seed, _log_loss, y, scale)
+        h, target, above = _boundary(seed, softmax_cross_entropy, y, scale)
         est_params = {"W": above["M"].T, "b": above["b"], "V": above["M"].T}
         residuals.append(_relative(estimator.estimate(est_params, h, y, None), target))
     return residuals
@@ -122,7 +119,7 @@ def _log_loss_shaped(seed: int) -> list[float]:
 def _fitted_residual(seed: int) -> float:
     """Of a loss-shaped SG fitted to the gradient from its own start, by nonlinear least squares."""
     estimator, y = loss_shaped(_CLASSES, one_hot(_CLASSES)), _classes(seed)
-    h, target, _ = _boundary(seed, _log_loss, y, 1.0)
+    h, target, _ = _boundary(seed, softmax_cross_entropy, y, 1.0)
     start = jax.tree.map(lambda leaf: leaf.astype(h.dtype), estimator.init(jax.random.key(seed), h, y))
     vector, unravel = ravel_pytree(start)
 
@@ -134,11 +131,6 @@ def _fitted_residual(seed: int) -> float:
         residual, vector, jax.jit(jax.jacfwd(residual)), method="lm", xtol=1e-14, ftol=1e-14, gtol=1e-14
     )
     return float(np.linalg.norm(fit.fun) / jnp.linalg.norm(target))
-
-
-def _log_loss(output: Array, labels: Array) -> Array:
-    # The library's own is computed in single precision.
-    return optax.softmax_cross_entropy_with_integer_labels(output, labels)
 
 
 _FORMS: dict[str, Callable[[int], list[float]]] = {

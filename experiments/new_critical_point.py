@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from decoupled.analysis import CriticalPoint, critical_point
+from decoupled.analysis import CriticalPoint, best_linear, critical_point
 from decoupled.estimators import as_given, linear, loss_shaped
 from decoupled.learner import Learner, make_learner
 from decoupled.modules import from_functions
@@ -110,13 +110,11 @@ def critical_points(count: int) -> list[Point]:
         """The conditions with the best linear SG, and the loss."""
         h = x @ w + b
         target = 1 / (1 + np.exp(-h)) - y
-        inputs = np.concatenate([h, y, np.ones_like(h)], axis=1)
-        A, B, c = np.linalg.lstsq(inputs, target, rcond=None)[0]
-        est_params = {"A": jnp.asarray(A[:, None]), "B": jnp.asarray(B[:, None]), "c": jnp.asarray(c)}
         state = start(jax.random.key(0), x, y)
         below, above = state.modules
         below = below._replace(params={"w": jnp.asarray(w), "b": jnp.asarray(b)})
-        estimator = state.estimators[0]._replace(params=est_params)
+        fit = best_linear(jnp.asarray(h), jnp.asarray(target), jnp.asarray(y))
+        estimator = state.estimators[0]._replace(params=fit.params)
         state = state._replace(modules=(below, above), estimators=(estimator,))
         loss = float(np.mean(np.logaddexp(0, h) - y * h))
         return jax.tree.map(float, measured(state, x, y)), loss
