@@ -28,7 +28,7 @@ def write_idx_files(folder, gzipped, examples=(12, 5)):
         for name, array in (("images-idx3", images), ("labels-idx1", labels)):
             content, path = idx_bytes(array), folder / f"{prefix}-{name}-ubyte"
             if gzipped:
-                content, path = gzip.compress(content), path.with_suffix(".gz")
+                content, path = gzip.compress(content, mtime=0), path.with_suffix(".gz")
             path.write_bytes(content)
     return contents
 
