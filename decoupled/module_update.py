@@ -22,7 +22,7 @@ class Rules(NamedTuple):
     Attributes:
       loss: (output, y) -> (batch,), of the last module's output.
       optimizer: of modules.
-      estimator_optimizer: of estimators that do not bring their own.
+      estimator_optimizer: of estimators, but for what these solve for themselves.
       axis_name: of a mapped axis over which the batch is split; None without one.
     """
 
@@ -35,7 +35,9 @@ class Rules(NamedTuple):
         """The one that moves an estimator's parameters."""
         if estimator.training_gradient is None:
             return optax.identity()  # Nothing moves them, and no state is kept for it.
-        return estimator.optimizer or self.estimator_optimizer
+        if estimator.optimizer is None:
+            return self.estimator_optimizer
+        return estimator.optimizer(self.estimator_optimizer)
 
 
 class Passed(NamedTuple):

@@ -104,7 +104,8 @@ class Estimator(NamedTuple):
         the structure of est_params and holds only means over examples, so that it may be averaged
         over devices whatever it means to the optimizer.
       reads: what `estimate` needs beyond (h, y).
-      optimizer: turns est_gradient into an update; None leaves the choice to the user.
+      optimizer: from the user's choice, which moves what is descended, makes what turns est_gradient
+        into an update; None: the user's choice does.
       form: of the estimate, as a formula for tables.
       sees_y: False where neither estimating nor training looks at y, which may then be None.
       own_loss: True where `training_gradient` descends a loss of its own and ignores `target`;
@@ -116,7 +117,7 @@ class Estimator(NamedTuple):
     estimate: Callable[[PyTree, Array, Array, Array | None], Array]
     training_gradient: Callable[[PyTree, Array, Array, Array], tuple[Array, PyTree]] | None
     reads: Reads = Reads.NOTHING
-    optimizer: optax.GradientTransformation | None = None
+    optimizer: Callable[[optax.GradientTransformation], optax.GradientTransformation] | None = None
     form: str = ""
     sees_y: bool = True
     own_loss: bool = False

@@ -49,8 +49,9 @@ def main(steps: int = 400, batch_size: int = 64) -> float:
     x, y = load_digits(return_X_y=True)
     x = jnp.asarray(x / 16, jnp.float32)
     model = MLP(nnx.Rngs(0))
-    # Least squares brings the optimizer that solves for it.
-    optimizer = nnx.Optimizer(model, split_optimizer(optax.adam(2e-3), SG.optimizer), wrt=nnx.Param)
+    # Least squares solves for all parameters of this SG: nothing is left to descend.
+    tx = split_optimizer(optax.adam(2e-3), SG.optimizer(optax.identity()))
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
     rng = np.random.default_rng(0)
     for _ in range(steps):
         batch = rng.integers(1400, size=batch_size)

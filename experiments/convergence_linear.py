@@ -130,7 +130,8 @@ def measure(size: Size) -> Finding:
             return excess_losses(p, line_searched(linear(as_given)), rate, seed, scale.steps)
 
         def fixed(p: Problem, sg_fraction: Array, fraction: Array, seed: Array) -> Array:
-            sg = linear(as_given)._replace(optimizer=optax.sgd(sg_fraction * p.largest_sg_rate))
+            sg_rate = optax.sgd(sg_fraction * p.largest_sg_rate)
+            sg = linear(as_given)._replace(optimizer=lambda _: sg_rate)
             return excess_losses(p, sg, fraction * p.largest_rate, seed, scale.steps)
 
         def exact(p: Problem, fraction: Array, seed: Array) -> Array:

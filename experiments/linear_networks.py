@@ -93,4 +93,4 @@ def line_searched(estimator: Estimator) -> Estimator:
         rate = line_search(lambda p: estimator.estimate(p, h, y, None), est_params, direction, target)
         return loss, jax.tree.map(lambda g: rate * g, gradient)
 
-    return estimator._replace(training_gradient=training_gradient, optimizer=optax.sgd(1.0))
+    return estimator._replace(training_gradient=training_gradient, optimizer=lambda _: optax.sgd(1.0))

@@ -142,9 +142,10 @@ def test_best_linear_estimator_of_a_linear_network_is_its_gradient():
     target = (h @ w2 - y) @ w2.T
     estimator = estimators.recursive_least_squares(estimators.as_given, ridge=1e-14)
     est_params = estimator.init(KEY, h, y)
-    opt_state = estimator.optimizer.init(est_params)
+    tx = estimator.optimizer(optax.identity())
+    opt_state = tx.init(est_params)
     _, moments = estimator.training_gradient(est_params, h, y, target)
-    updates, _ = estimator.optimizer.update(moments, opt_state, est_params)
+    updates, _ = tx.update(moments, opt_state, est_params)
     est_params = optax.apply_updates(est_params, updates)
     np.testing.assert_allclose(estimator.estimate(est_params, h, y, None), target, atol=1e-12)
 

@@ -36,8 +36,8 @@ def split_optimizer(
       layers: for the model itself.
       estimators: for every boundary's estimator, each with a state of its own; or one transformation a
         boundary, by its path in the parameters, as in {"Boundary_0": ..., "block_1/Boundary_0": ...}.
-        An estimator that brings its optimizer (`recursive_least_squares`) wants that:
-        `split_optimizer(optax.adam(1e-3), sg.optimizer)`.
+        An estimator that solves for parameters (`recursive_least_squares`) makes an optimizer of the one
+        for its others: `split_optimizer(optax.adam(1e-3), sg.optimizer(optax.adam(1e-3)))`.
 
     Raises:
       UsageError: (from init) a boundary has no transformation, or a path leads to no boundary.

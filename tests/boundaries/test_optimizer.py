@@ -73,7 +73,7 @@ def test_an_estimator_that_solves_can_bring_its_optimizer():
     x, y = helpers.batch(size=64)
     sg = estimators.recursive_least_squares(CONTEXT)
     params, _ = problem(sg)
-    tx = decoupled.split_optimizer(optax.set_to_zero(), sg.optimizer)
+    tx = decoupled.split_optimizer(optax.set_to_zero(), sg.optimizer(optax.identity()))
 
     def sg_error(params):
         """With the layers at rest, how far the second boundary's estimate is from its target."""

@@ -34,7 +34,8 @@ def problem(name, size=16):
 def fit(estimator, h, y, target, steps=300):
     """Trains the estimator; returns its parameters and the SG loss before each step."""
     est_params = estimator.init(KEY, h, y)
-    tx = estimator.optimizer or optax.adam(0.03)
+    tx = optax.adam(0.03)
+    tx = tx if estimator.optimizer is None else estimator.optimizer(tx)
 
     def step(carry, _):
         est_params, opt_state = carry
@@ -101,10 +102,11 @@ def test_recursive_least_squares_solves_the_weighted_problem(solve_every):
     estimator = estimators.recursive_least_squares(estimators.as_given, decay, ridge, solve_every)
     batches = [tuple(rng.normal(size=(6, n)) for n in (3, 2, 3)) for _ in range(7)]
     est_params = estimator.init(KEY, *map(jnp.asarray, batches[0][:2]))
-    opt_state = estimator.optimizer.init(est_params)
+    tx = estimator.optimizer(optax.identity())
+    opt_state = tx.init(est_params)
     for t, (h, y, target) in enumerate(batches):
         _, moments = estimator.training_gradient(est_params, *map(jnp.asarray, (h, y, target)))
-        updates, opt_state = estimator.optimizer.update(moments, opt_state, est_params)
+        updates, opt_state = tx.update(moments, opt_state, est_params)
         est_params = optax.apply_updates(est_params, updates)
         if t % solve_every:
             continue

@@ -47,7 +47,8 @@ def test_line_search_reaches_least_squares(x64):
 
     def step(est_params, _):
         loss, change = spec.training_gradient(est_params, h, y, target)
-        updates, _ = spec.optimizer.update(change, spec.optimizer.init(est_params))
+        tx = spec.optimizer(optax.identity())
+        updates, _ = tx.update(change, tx.init(est_params))
         return optax.apply_updates(est_params, updates), loss
 
     _, losses = jax.lax.scan(step, spec.init(KEY, h, y), length=200)

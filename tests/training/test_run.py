@@ -232,7 +232,7 @@ def test_augmentation_and_coins_change_from_step_to_step():
         ({"model.name": "cnn", "model.cnn.features": (4, 4, 4, 4)}, "1x1 is too small an image"),
         (
             {"estimator.name": "recursive_least_squares", "estimator.recursive_least_squares.decay": 1.5},
-            "recursive least squares needs 0 <= decay < 1",
+            "least squares needs 0 <= decay < 1",
         ),
     ],
 )

@@ -1,0 +1,107 @@
+"""Part of an estimator fitted in closed form, step by step: exponentially weighted least squares.
+
+With features x of an example, the exponentially weighted SG loss  sum_s decay^(t-s) |x_s K - target_s|^2
+has, with a ridge, the minimiser
+
+    K_t = (G_t + ridge I)^-1 C_t,    G_t, C_t: running averages of x'x and x' target.
+
+Solved at every step this is recursive least squares (e.g. Ljung 1999, section 11.2), in a form that cannot
+diverge: whatever the network does, K_t is the exact fit to what was lately seen. It takes the optax seam
+as follows. `training_gradient` hands over `moments`, the batch means of x'x and x' target, which may be
+averaged over devices; the optimizer moves the running averages, which live in est_params beside K, and
+solves. For K it hands over the gradient of the SG loss: the solver has no use for it, and a compiler then
+drops it, but any other optimizer would still fit K with it, though by descent.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from decoupled.errors import UsageError
+from decoupled.types import Array, PyTree
+
+_SOLVED = ("K", "gram", "cross")
+
+
+def unsolved(inputs: int, outputs: int) -> dict[str, Array]:
+    """K and the averages before the first step: zeros, hence so is x K."""
+    return {
+        "K": jnp.zeros((inputs, outputs)),
+        "gram": jnp.zeros((inputs, inputs)),
+        "cross": jnp.zeros((inputs, outputs)),
+    }
+
+
+def moments(x: Array, target: Array, residual: Array) -> dict[str, Array]:
+    """What `solver` needs of a batch, in the structure of `unsolved`.
+
+    Args:
+      x: features, (batch, inputs).
+      target: what x K is fitted to, (batch, outputs).
+      residual: the estimate's error, (batch, outputs).
+    """
+    batch = x.shape[0]
+    return {"K": 2 * x.T @ residual / batch, "gram": x.T @ x / batch, "cross": x.T @ target / batch}
+
+
+def solver(
+    decay: float, ridge: float, solve_every: int = 1
+) -> Callable[[optax.GradientTransformation], optax.GradientTransformation]:
+    """Moves the averages towards a batch's moments, K to their solution, and all else as the user has it.
+
+    Args:
+      decay: of the past in one step, in [0, 1): the fit remembers about 1 / (1 - decay) steps.
+      ridge: as a fraction of the mean square of a feature.
+      solve_every: steps between solutions, each about (features)^3 / 3 multiplications.
+
+    Returns:
+      What an Estimator has for its `optimizer`.
+
+    Raises:
+      UsageError: a number is out of its range.
+    """
+    if not (0 <= decay < 1 and ridge >= 0 and solve_every >= 1):
+        raise UsageError(
+            "least squares needs 0 <= decay < 1, ridge >= 0 and solve_every >= 1,"
+            f" not decay {decay}, ridge {ridge}, solve_every {solve_every}"
+        )
+
+    def beside(descent: optax.GradientTransformation) -> optax.GradientTransformation:
+        descend: Any = descent.update  # of dicts, which optax's types do not know
+
+        def init(params: PyTree) -> tuple[Array, Any]:
+            return jnp.zeros((), jnp.int32), descent.init(_descended(params))
+
+        def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
+            steps, rest = state
+            moved, rest = descend(_descended(updates), rest, _descended(params))
+            gram_step, cross_step = ((1 - decay) * (updates[n] - params[n]) for n in ("gram", "cross"))
+            gram, cross = params["gram"] + gram_step, params["cross"] + cross_step
+            due = steps % solve_every == 0
+            K = jax.lax.cond(
+                due, solve, lambda *_: params["K"], gram, cross, jnp.asarray(ridge, gram.dtype)
+            )
+            solved = {"K": K - params["K"], "gram": gram_step, "cross": cross_step}
+            return {**moved, **solved}, (steps + 1, rest)
+
+        return optax.GradientTransformation(init, update)
+
+    return beside
+
+
+def _descended(tree: PyTree) -> PyTree:
+    return {name: leaf for name, leaf in tree.items() if name not in _SOLVED}
+
+
+@partial(jnp.vectorize, signature="(n,n),(n,m),()->(n,m)")  # layers under a scan are stacked
+@jax.custom_batching.sequential_vmap  # LAPACK, one by one, is far faster than XLA's batched solver on CPUs
+def solve(gram: Array, cross: Array, ridge: Array) -> Array:
+    """(gram + ridge I)^-1 cross, with the ridge as a fraction of gram's mean diagonal element."""
+    # Relative to the trace, so that averages still growing from zero need no correction.
+    damping = ridge * jnp.trace(gram) / gram.shape[0] + jnp.finfo(gram.dtype).tiny
+    damped = gram + damping * jnp.eye(gram.shape[0])
+    return jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(damped), cross)
