@@ -113,7 +113,7 @@ def draw_nearness(steps: Any, near: Mapping[str, Nearness]) -> Drawing:
         grid[0, data].set_title(label)
         for (name, found), (colour, marker, line) in zip(near.items(), _STYLES, strict=False):
             style = {"color": colour, "marker": marker, "markersize": 4, "linestyle": line, "label": name}
-            grid[0, data].plot(steps, found.correlation[:, data].mean(axis=1), **style)
+            grid[0, data].plot(steps, np.median(found.correlation[:, data], axis=1), **style)
             grid[1, data].plot(steps, np.median(found.error[:, data], axis=1), **style)
             mistakes, seen = (f[:, data].sum(axis=1) for f in (found.mistakes, found.seen))
             enough = mistakes >= _FEWEST_MISTAKES
@@ -121,7 +121,7 @@ def draw_nearness(steps: Any, near: Mapping[str, Nearness]) -> Drawing:
         grid[0, data].set_xscale("log")
         grid[1, data].set_yscale("log")
         grid[2, data].set_xlabel("step of training")
-    grid[0, 0].set_ylabel("correlation of implicit\nand true loss, mean")
+    grid[0, 0].set_ylabel("correlation of implicit\nand true loss, median")
     grid[1, 0].set_ylabel("|implicit - true|\n/ |true loss|, median")
     grid[2, 0].set_ylabel("share of mistakes\nthat the SG makes too")
     grid[2, 0].set_ylim(-0.05, 1.05)
