@@ -9,6 +9,7 @@ _FLAGS = (
     "--xla_llvm_disable_expensive_passes=true",
 )
 os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *_FLAGS))
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as `command_line` has it
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
