@@ -43,7 +43,7 @@ def _started(target: Callable, *arguments: Any) -> Connection:
     context = multiprocessing.get_context("spawn")
     own, other = context.Pipe()
     process = context.Process(target=target, args=(*arguments, other), daemon=True)
-    with _environment({THREADS: "1", "XLA_FLAGS": ""}):
+    with one_thread():
         process.start()
     other.close()  # So that the death of the process is the end of the pipe.
     return own
@@ -69,7 +69,9 @@ def _serve(make: Callable[[], tuple[Any, ...]], pipe: Connection) -> None:
 
 
 @contextmanager
-def _environment(changes: dict[str, str]):
+def one_thread():
+    """Processes started within it have a pool of one thread, and one device."""
+    changes = {THREADS: "1", "XLA_FLAGS": ""}
     before = {name: os.environ.get(name) for name in changes}
     os.environ.update(changes)
     try:

@@ -1,5 +1,6 @@
 """Every command and snippet of the README, run, cut down by options where it would take long."""
 
+import functools
 import importlib.util
 import json
 import os
@@ -11,9 +12,9 @@ from pathlib import Path
 import jax
 import pytest
 
-from benchmarks import accuracy, step_time
+from benchmarks import step_time
 from configs import compare as compare_config
-from configs import digits, fashion_mnist
+from configs import fashion_mnist
 from experiments import compare, paper
 from tests.commands import ROOT, run
 from tests.data.formats import write_idx_files
@@ -117,22 +118,13 @@ def test_step_time_table_has_every_method_of_the_benchmark():
     assert all(f"| {name} |" in table for name in step_time.methods())
 
 
-def test_accuracy_benchmark_prints_its_table(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(accuracy, "fashion_mnist", digits)
-    monkeypatch.setattr(accuracy, "ROWS", dict(list(accuracy.ROWS.items())[:1]))
-    arguments = ["accuracy", "--seeds=2", "--epochs=2", f"--out={tmp_path}"]
-    for _ in range(2):  # The second time nothing is run again.
-        monkeypatch.setattr(sys, "argv", arguments)
-        accuracy.main()
-    row = capsys.readouterr().out.splitlines()[-1]
-    assert re.match(r"\| backprop \| \d+\.\d\d ± \d+\.\d\d \| `--config.estimator.name=backprop` \|", row)
-
-
-def test_results_table_has_every_row_of_the_benchmark():
-    for name, options in accuracy.ROWS.items():
-        flags = re.escape(accuracy.flags(options))
-        assert re.search(rf"\| {re.escape(name)} \| [\d.]+ ± [\d.]+ \| {flags} \|", README)
-        fashion_mnist.get_config().update_from_flattened_dict(options)  # refuses an unknown field
+def test_options_in_the_results_are_fields_of_the_config():
+    results = README.partition("## Results")[2].partition("\n## ")[0]
+    options = re.findall(r"--config\.([\w.]+)=([\w.-]+)", results)
+    assert options
+    config = fashion_mnist.get_config().to_dict()
+    for field, _ in options:
+        functools.reduce(lambda section, name: section[name], field.split("."), config)
 
 
 def methods_table():

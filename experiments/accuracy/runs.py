@@ -1,0 +1,76 @@
+"""Training runs, one a process with one thread, one process a core; finished ones are kept."""
+
+import concurrent.futures
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.one_core import one_thread
+from configs import fashion_mnist
+from decoupled.builder import build
+from decoupled.training import Workdir, train_and_evaluate
+from decoupled.training.workdir import read_metrics
+from experiments.accuracy.settings import Fields
+
+
+class Run(NamedTuple):
+    """What is kept of a run.
+
+    Attributes:
+      test_accuracy: fraction, at the end.
+      test_loss, training_loss: nats; of training, the mean over the last steps that were logged together.
+      validation: accuracy on held-out examples after each epoch, fractions.
+      cosine: of estimates with the true gradient, mean over boundaries and looks; None without boundaries.
+    """
+
+    test_accuracy: float
+    test_loss: float
+    training_loss: float
+    validation: list[float]
+    cosine: float | None
+
+
+def run_all(folder: Path, wanted: Sequence[Fields]) -> list[Run]:
+    """Runs what is not finished in `folder`, and returns all results, in order."""
+    spawn = multiprocessing.get_context("spawn")
+    processes = min(len(wanted), os.cpu_count() or 1)
+    with (
+        one_thread(),
+        concurrent.futures.ProcessPoolExecutor(processes, mp_context=spawn) as pool,
+    ):
+        return list(pool.map(run, [folder] * len(wanted), wanted))
+
+
+def run(folder: Path, fields: Fields) -> Run:
+    """One run, unless it is finished; runs of other configs have other folders."""
+    config = fashion_mnist.get_config()
+    config.update_from_flattened_dict(fields)
+    text = json.dumps(config.to_dict(), sort_keys=True)
+    path = folder / hashlib.sha256(text.encode()).hexdigest()[:12]
+    if not (path / "summary.json").exists():
+        shutil.rmtree(path, ignore_errors=True)  # What an interrupted run left.
+        with Workdir(path, config.to_dict()) as workdir:
+            train_and_evaluate(build(config), workdir)
+    return _read(path)
+
+
+def _read(path: Path) -> Run:
+    summary, lines = json.loads((path / "summary.json").read_text()), read_metrics(path)
+
+    def logged(kind: str, name: str) -> list[Any]:
+        return [line[name] for line in lines if line["kind"] == kind]
+
+    cosines = [value for look in logged("alignment", "cosine") for value in look]
+    return Run(
+        summary["test_accuracy"],
+        summary["test_loss"],
+        logged("train", "loss")[-1],
+        logged("validation", "accuracy"),
+        statistics.mean(cosines) if cosines else None,
+    )
