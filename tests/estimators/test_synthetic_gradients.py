@@ -8,6 +8,7 @@ import pytest
 
 import decoupled
 from decoupled import estimators
+from decoupled.estimators import least_squares
 from tests import helpers
 
 KEY = jax.random.key(0)
@@ -132,3 +133,16 @@ def test_one_hot_wants_a_vector_of_labels():
     for y in (jnp.zeros((4, 1), jnp.int32), jnp.zeros(4)):
         with pytest.raises(decoupled.UsageError, match="one_hot encodes integer labels, one an example"):
             CONTEXT(y)
+
+
+@pytest.mark.usefixtures("x64")
+def test_what_is_not_solved_for_is_moved_by_the_users_optimizer():
+    rng = np.random.default_rng(0)
+    x, target = (jnp.asarray(rng.normal(size=(20, n))) for n in (3, 2))
+    est_params = {**least_squares.unsolved(3, 2), "W": jnp.ones(4)}
+    tx = least_squares.solver(decay=0.5, ridge=0.0)(optax.sgd(0.1))
+    gradient = {**least_squares.moments(x, target, -target), "W": jnp.arange(4.0)}
+    updates, _ = tx.update(gradient, tx.init(est_params), est_params)
+    after = optax.apply_updates(est_params, updates)
+    np.testing.assert_allclose(after["W"], 1 - 0.1 * np.arange(4))
+    np.testing.assert_allclose(after["K"], np.linalg.lstsq(x, target, rcond=None)[0], atol=1e-12)
