@@ -159,8 +159,8 @@ def train(job: Job, seeds: int, vectorised: bool | None = None) -> dict[str, Any
     }
 
 
-def step_times(jobs: dict[str, Job], turns: int) -> dict[str, float]:
-    """Time of a fused step relative to backprop's, medians of interleaved turns."""
+def compiled_steps(jobs: dict[str, Job]) -> tuple[dict[str, Any], dict[str, PyTree], dict[str, tuple]]:
+    """Each job's fused step, ready to be timed: compiled, with a first state and a first batch."""
     steps, states, arguments = {}, {}, {}
     for name, job in jobs.items():
         images, labels = (jnp.asarray(part[: job.batch_size]) for part in job.dataset.train)
@@ -168,6 +168,12 @@ def step_times(jobs: dict[str, Job], turns: int) -> dict[str, float]:
         states[name] = jax.jit(job.learner.init)(jax.random.key(0), *arguments[name][:2])
         update = jax.jit(job.learner.update, donate_argnums=0)
         steps[name] = update.lower(states[name], *arguments[name]).compile()
+    return steps, states, arguments
+
+
+def step_times(jobs: dict[str, Job], turns: int) -> dict[str, float]:
+    """Time of a fused step relative to backprop's, medians of interleaved turns."""
+    steps, states, arguments = compiled_steps(jobs)
     seconds = interleaved_seconds(steps, states, arguments, turns)
     return {name: median_ratio(seconds, name, "backprop") for name in jobs}
 

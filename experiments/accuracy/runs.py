@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.one_core import one_thread
-from configs import fashion_mnist
 from decoupled.builder import build
 from decoupled.training import Workdir, train_and_evaluate
 from decoupled.training.workdir import read_metrics
-from experiments.accuracy.settings import Fields
+from experiments.accuracy.settings import Fields, config_of
 
 
 class Run(NamedTuple):
@@ -49,8 +48,7 @@ def run_all(folder: Path, wanted: Sequence[Fields]) -> list[Run]:
 
 def run(folder: Path, fields: Fields) -> Run:
     """One run, unless it is finished; runs of other configs have other folders."""
-    config = fashion_mnist.get_config()
-    config.update_from_flattened_dict(fields)
+    config = config_of(fields)
     text = json.dumps(config.to_dict(), sort_keys=True)
     path = folder / hashlib.sha256(text.encode()).hexdigest()[:12]
     if not (path / "summary.json").exists():

@@ -2,6 +2,10 @@
 
 from typing import Any, TypeAlias
 
+from ml_collections import ConfigDict
+
+from configs import fashion_mnist
+
 # Flat fields of a config, beyond those of configs/fashion_mnist.py.
 Fields: TypeAlias = dict[str, Any]
 
@@ -46,6 +50,13 @@ def fields(network: str, method: str, epochs: int, seed: int, rates: Fields) -> 
     # Looked at often enough for a mean, and seldom enough not to count.
     common = {"epochs": epochs, "seed": seed, "alignment_every": 1000}
     return {**NETWORKS[network], **METHODS[method], **common, **rates}
+
+
+def config_of(fields: Fields) -> ConfigDict:
+    """configs/fashion_mnist.py with these fields."""
+    config = fashion_mnist.get_config()
+    config.update_from_flattened_dict(fields)
+    return config
 
 
 def flags(chosen: Fields) -> str:

@@ -19,8 +19,7 @@ def small(monkeypatch):
 
     train_and_evaluate = runs.train_and_evaluate
     monkeypatch.setattr(runs, "train_and_evaluate", train)
-    for module in (runs, costs):
-        monkeypatch.setattr(module, "fashion_mnist", digits)
+    monkeypatch.setattr(settings, "fashion_mnist", digits)
     monkeypatch.setattr(study, "run_all", lambda folder, wanted: [runs.run(folder, f) for f in wanted])
     monkeypatch.setattr(study, "trials", lambda method: settings.trials(method)[:2])
     monkeypatch.setitem(settings.NETWORKS, "mlp", {"model.mlp.depth": 1, "model.mlp.width": 8})
