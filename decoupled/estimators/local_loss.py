@@ -16,20 +16,32 @@ LocalLoss = Callable[[PyTree, Array, Array], Array]
 
 
 def local_loss(
-    num_outputs: int, hidden: Sequence[int] = (128,), loss: Loss = softmax_cross_entropy
+    num_outputs: int,
+    hidden: Sequence[int] = (64,),
+    linear: bool = True,
+    loss: Loss = softmax_cross_entropy,
 ) -> Estimator:
-    """The gradient of the loss of an auxiliary head: ReLU layers `hidden`, then a linear one from zero.
+    """The gradient of the loss of an auxiliary head  hW + relu(hU + c)V + b,  which starts at zero.
+
+    The head stands in for the rest of the network: it is fitted to the labels, on the way up, and the
+    module below it descends its loss  l.  Of  dl/dh = (softmax - y)(W' + V' diag(hU + c > 0) U')  (for log
+    loss and one hidden layer) the first part is the loss-shaped SG, exact in form where only a linear layer
+    follows; the second bends with h, for modules further below, which need not make classes linearly
+    separable yet. Neither part does alone: W is quick to learn, and without it the highest modules would
+    serve a hidden layer that the network does not have above them (`experiments.accuracy` measures both).
 
     Args:
       num_outputs: of the head.
-      hidden: widths of its hidden layers.
+      hidden: widths of its ReLU layers U; empty for a linear head.
+      linear: whether there is a W beside them.
       loss: (output of the head, y) -> (batch,).
 
     References:
       Nøkland & Eidnes 2019, "Training neural networks with local error signals" (arXiv 1901.06656), the
-      prediction loss; Belilovsky et al. 2019 (arXiv 1812.11446) for heads with hidden layers.
+      prediction loss, of a linear head; Belilovsky et al. 2019 (arXiv 1812.11446) for heads with hidden
+      layers.
     """
-    head = AuxiliaryHead(num_outputs, tuple(hidden))
+    head = AuxiliaryHead(num_outputs, tuple(hidden), linear)
 
     def init(key: Key, h: Array, y: Array) -> PyTree:
         del y
@@ -60,17 +72,21 @@ def from_local_loss(
 
 
 class AuxiliaryHead(nn.Module):
-    """ReLU layers on a flattened activation, then a linear layer that starts at zero."""
+    """A linear layer on top of ReLU layers on a flattened activation, and one beside them; from zero."""
 
     num_outputs: int
     hidden: tuple[int, ...]
+    linear: bool = True
 
     @nn.compact
     def __call__(self, h: Array) -> Array:
-        h = flatten(h)
+        first = h = flatten(h)
         for features in self.hidden:
             h = nn.relu(nn.Dense(features)(h))
-        return nn.Dense(self.num_outputs, kernel_init=nn.initializers.zeros)(h)
+        out = nn.Dense(self.num_outputs, kernel_init=nn.initializers.zeros)(h)
+        if self.linear and self.hidden:
+            out += nn.Dense(self.num_outputs, use_bias=False, kernel_init=nn.initializers.zeros)(first)
+        return out
 
     def predict(self, params: PyTree, h: Array) -> Array:
         """Its output with given parameters."""

@@ -20,8 +20,14 @@ NETWORKS: dict[str, Fields] = {
 METHODS: dict[str, Fields] = {
     "backprop": {"estimator.name": "backprop"},
     "local_loss": {"estimator.name": "local_loss"},
-    "local_loss_64": {"estimator.name": "local_loss", "estimator.local_loss.hidden": (64,)},
+    # As Belilovsky et al. have it: a hidden layer and no linear part beside it.
+    "local_loss_hidden_128": {
+        "estimator.name": "local_loss",
+        "estimator.local_loss.hidden": (128,),
+        "estimator.local_loss.linear": False,
+    },
     "probe": {"estimator.name": "probe"},
+    "similarity": {"estimator.name": "similarity"},
     "recursive_least_squares": {
         "estimator.name": "recursive_least_squares",
         "estimator.recursive_least_squares.decay": 0.9,
@@ -36,7 +42,7 @@ _RATE, _EST_RATE = "optimizer.learning_rate", "estimator_optimizer.learning_rate
 _BACKPROP_TRIALS: tuple[Fields, ...] = tuple({_RATE: rate} for rate in (5e-4, 1e-3, 2e-3, 4e-3))
 _TRIALS: tuple[Fields, ...] = tuple(
     {_RATE: rate, _EST_RATE: est_rate}
-    for rate, est_rate in ((1e-3, 1e-3), (1e-3, 3e-3), (2e-3, 3e-3), (4e-3, 3e-3))
+    for rate, est_rate in ((1e-3, 1e-3), (1e-3, 3e-3), (2e-3, 5e-3), (4e-3, 1e-2))
 )
 
 

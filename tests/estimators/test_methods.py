@@ -122,22 +122,23 @@ def test_noise_is_normal_and_new_for_every_activation_and_boundary():
         assert abs(np.corrcoef(draw.ravel(), np.ravel(other))[0, 1]) < 0.02
 
 
-@pytest.mark.parametrize("hidden", [(), (5,)])
-def test_local_loss_gives_the_gradient_of_its_head(hidden):
+@pytest.mark.parametrize(("hidden", "linear"), [((), True), ((5,), False), ((5,), True), ((5, 4), True)])
+def test_local_loss_gives_the_gradient_of_its_head(hidden, linear):
     h, y = activations()
-    estimator = (
-        estimators.local_loss(helpers.CLASSES, hidden) if hidden else estimators.probe(helpers.CLASSES)
-    )
+    estimator = estimators.probe(helpers.CLASSES)
+    if hidden:
+        estimator = estimators.local_loss(helpers.CLASSES, hidden, linear)
     rng = np.random.default_rng(4)
     est_params = jax.tree.map(
         lambda w: jnp.asarray(rng.normal(size=w.shape), jnp.float32), estimator.init(KEY, h, y)
     )
 
     def mean_loss(est_params, h):
+        beside = h @ est_params[f"Dense_{len(hidden) + 1}"]["kernel"] if hidden and linear else 0
         for i in range(len(hidden)):
             h = jax.nn.relu(h @ est_params[f"Dense_{i}"]["kernel"] + est_params[f"Dense_{i}"]["bias"][None])
         last = est_params[f"Dense_{len(hidden)}"]
-        log_p = jax.nn.log_softmax(h @ last["kernel"] + last["bias"][None])
+        log_p = jax.nn.log_softmax(h @ last["kernel"] + last["bias"][None] + beside)
         return -jnp.take_along_axis(log_p, y[:, None], 1).mean()
 
     loss, (grad_params, grad_h) = jax.value_and_grad(mean_loss, (0, 1))(est_params, h)
