@@ -17,7 +17,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def run(program: str, config: flags.FlagHolder, main: Callable[[], None]) -> None:
-    """Runs `main` with parsed flags; ends with exit code 0, 1 (failed), 2 (usage) or 130 (interrupted).
+    """Runs `main` with parsed flags; exit code: 0, 1 (failed), 2 (usage) or 128 + the number of a signal.
 
     Args:
       program: how error messages call it.
@@ -27,7 +27,7 @@ def run(program: str, config: flags.FlagHolder, main: Callable[[], None]) -> Non
 
     def guarded(argv: list[str]) -> None:
         from decoupled.distributed import leave
-        from decoupled.errors import DataError, TrainingError, UsageError
+        from decoupled.errors import DataError, Interrupted, TrainingError, UsageError
 
         logging.set_verbosity(logging.INFO)
         getLogger("jax").setLevel("WARNING")  # it reports every absent kind of device
@@ -39,6 +39,8 @@ def run(program: str, config: flags.FlagHolder, main: Callable[[], None]) -> Non
             _fail(program, str(error), 2, leave)
         except (DataError, TrainingError) as error:
             _fail(program, str(error), 1, leave)
+        except Interrupted as stopped:
+            _fail(program, str(stopped), 128 + stopped.signal, leave)
         except KeyboardInterrupt:
             _fail(program, "interrupted", 130, leave)
 

@@ -11,7 +11,9 @@ Several processes, here or on many hosts, train as one (the same command in each
   srun python train.py --config=configs/cifar.py --config.parallel.mode=mesh --distributed
 
 Every field of the config can be set on the command line; configs/base.py describes them all.
-Exit codes: 0 done, 1 failed (data, numbers, disk), 2 a mistake in the command, 130 interrupted.
+A run that was stopped, or killed, goes on from its last checkpoint: the same command, with its --workdir.
+Exit codes: 0 done, 1 failed (data, numbers, disk), 2 a mistake in the command, 130 or 143 stopped by
+SIGINT or SIGTERM, after the step it was at and with a checkpoint of that step.
 """
 
 import time
@@ -23,7 +25,14 @@ from ml_collections import config_flags
 import command_line
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "What to train: a file in configs/.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the results; by default runs/CONFIG/TIME.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir",
+    None,
+    "Folder for the results, by default runs/CONFIG/TIME; of an unfinished run: go on with it.",
+)
+_ACCEPT_CHANGES = flags.DEFINE_bool(
+    "accept_config_changes", False, "Go on with an unfinished run whose config was another."
+)
 
 _COORDINATOR = flags.DEFINE_string(
     "coordinator_address", None, "host:port where processes meet: a free port of the one with id 0."
@@ -60,7 +69,7 @@ def _train() -> None:
         train_and_evaluate(job, NoWorkdir())
         return
     path = Path(_WORKDIR.value or _default_workdir())
-    with Workdir(path, _CONFIG.value.to_dict()) as workdir:
+    with Workdir(path, _CONFIG.value.to_dict(), _ACCEPT_CHANGES.value) as workdir:
         train_and_evaluate(job, workdir)
     logging.info("results in %s", workdir.path)
 

@@ -46,9 +46,14 @@ def get_config() -> ConfigDict:
     config.optimizer.learning_rate = 1e-3
     config.optimizer.schedule = "cosine"
     config.optimizer.weight_decay = 0.0
+    config.optimizer.clip_norm = 0.0  # longest gradient of one module; 0 for any length
     config.estimator_optimizer = ConfigDict()
     config.estimator_optimizer.learning_rate = 1e-3
     config.estimator_optimizer.schedule = "cosine"
+    config.estimator_optimizer.clip_norm = 0.0
+    # Leave a module (or estimator) as it is in a step that would make it infinite or NaN, and count these
+    # steps, where the run otherwise stops.
+    config.skip_not_finite = False
     config.update_probability = 1.0  # of each module in each step (J16, section 3.1)
 
     # How devices share the work: none (one device), or each batch split over several, by the compiler
@@ -70,5 +75,6 @@ def get_config() -> ConfigDict:
     config.batch_size = 256  # of all devices together
     config.log_every = 50  # steps between lines of metrics
     config.alignment_every = 250  # steps between measurements of the cosine with the true gradient
+    config.checkpoint_every = 1000  # steps between checkpoints, from which a run goes on; 0 for none
     config.show_test = False  # report the test accuracy after each epoch too, for display only
     return config

@@ -32,6 +32,7 @@ from decoupled.training import parallel, staged
 from decoupled.training.execution import Execution
 from decoupled.training.loop import Job
 from decoupled.types import Estimator, Module
+from decoupled.watch import watched, watched_estimator
 
 _T = TypeVar("_T")
 _BACKWARD_RULES: dict[str, BackwardRule | None] = {
@@ -60,17 +61,21 @@ def build(config: ml_collections.ConfigDict) -> Job:
     # A module that sits out does not count the step, so its schedule must be as much shorter.
     steps = config.epochs * data.batches_per_epoch(train, config.batch_size) * config.update_probability
 
+    decay, skip = config.optimizer.weight_decay, config.skip_not_finite
+    adamw = optax.adamw(_learning_rate(config, "optimizer", steps), weight_decay=decay)
+    adam = optax.adam(_learning_rate(config, "estimator_optimizer", steps))
+
     def learner_on(axis_name: str | None) -> Learner:
         modules, estimator = _network(config, dataset.num_classes, axis_name)
         links = stack_equal(modules) if config.step == "stacked" else modules
+        if estimator.training_gradient is not None:
+            estimator = watched_estimator(estimator, skip)
         return make_learner(
             links,
             [estimator] * (len(links) - 1),
             losses.softmax_cross_entropy,
-            optax.adamw(
-                _learning_rate(config, "optimizer", steps), weight_decay=config.optimizer.weight_decay
-            ),
-            optax.adam(_learning_rate(config, "estimator_optimizer", steps)),
+            watched(_clipped(adamw, config.optimizer.clip_norm), skip),
+            _clipped(adam, config.estimator_optimizer.clip_norm),
             update_probability=config.update_probability,
             axis_name=axis_name,
         )
@@ -103,6 +108,8 @@ def build(config: ml_collections.ConfigDict) -> Job:
         batch_size=config.batch_size,
         log_every=config.log_every,
         alignment_every=config.alignment_every,
+        checkpoint_every=config.checkpoint_every,
+        skip_not_finite=skip,
         show_test=config.show_test,
     )
 
@@ -146,12 +153,15 @@ def _check(config: ml_collections.ConfigDict) -> None:
         "model.mlp.depth",
         "optimizer.learning_rate",
         "optimizer.weight_decay",
+        "optimizer.clip_norm",
+        "estimator_optimizer.clip_norm",
         "estimator_optimizer.learning_rate",
         "estimator.noise.scale",
     )
     for field in counts:
         check_range(config, field, 1, math.inf, whole=True)
     check_range(config, "parallel.devices", 0, math.inf, whole=True)
+    check_range(config, "checkpoint_every", 0, math.inf, whole=True)
     check_range(config, "parallel.stages", 1, math.inf, whole=True)
     for field in not_negative:
         check_range(config, field, 0, math.inf)
@@ -299,6 +309,11 @@ def _estimator(config: ml_collections.ConfigDict, num_classes: int, name: str) -
     if "estimator" in options:
         options["estimator"] = _estimator(config, num_classes, options["estimator"])
     return make_estimator(name, num_classes, context, **options)
+
+
+def _clipped(adam: optax.GradientTransformation, clip_norm: float) -> optax.GradientTransformation:
+    """For gradients that are first shortened to a length of `clip_norm`, unless that is 0."""
+    return optax.chain(optax.clip_by_global_norm(clip_norm), adam) if clip_norm else adam
 
 
 def _learning_rate(config: ml_collections.ConfigDict, field: str, steps: float) -> Any:

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import jax
 
-from decoupled.errors import DataError, TrainingError, UsageError
+from decoupled.errors import DataError, Interrupted, TrainingError, UsageError
 
 
 def check_address(
@@ -87,7 +87,7 @@ def joined(
     _initialize(timeout, coordinator_address, num_processes, process_id)
     try:
         yield
-    except (UsageError, DataError, TrainingError):
+    except (UsageError, DataError, TrainingError, Interrupted):
         raise
     except Exception as error:
         # Runtimes tell the loss of a peer in many ways, none of them an exception of its own.

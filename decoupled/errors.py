@@ -20,3 +20,17 @@ class TrainingError(RuntimeError):
 
     `train.py` prints it as one line and exits with code 1.
     """
+
+
+class Interrupted(RuntimeError):
+    """A run was asked to stop, and has, with a checkpoint to go on from.
+
+    `train.py` prints it as one line and exits with code 128 + the signal's number: 130 or 143.
+
+    Attributes:
+      signal: the number of the signal.
+    """
+
+    def __init__(self, message: str, signal: int):
+        super().__init__(message)
+        self.signal = signal

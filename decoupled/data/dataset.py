@@ -94,13 +94,28 @@ def batches_per_epoch(split: Split, batch_size: int) -> int:
 
 
 def shuffled_batches(
-    split: Split, batch_size: int, seed: int, epoch: int, rows: slice | np.ndarray = slice(None)
+    split: Split,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    rows: slice | np.ndarray = slice(None),
+    start: int = 0,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """One epoch of full batches in an order that depends on (seed, epoch) alone.
+    """One epoch of full batches, from number `start` on, in an order that depends on (seed, epoch) alone.
 
     The examples left over, fewer than a batch, come up in other epochs. `rows` of each batch are returned.
     """
     order = np.random.default_rng((seed, epoch)).permutation(len(split))
-    for i in range(batches_per_epoch(split, batch_size)):
+    for i in range(start, batches_per_epoch(split, batch_size)):
         chosen = order[i * batch_size : (i + 1) * batch_size][rows]
         yield split.images[chosen], split.labels[chosen]
+
+
+def batches_from(
+    done: int, split: Split, batch_size: int, seed: int, epochs: int, rows: slice | np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """All batches of a run, epoch after epoch (counted from 1), but for the first `done`."""
+    finished, start = divmod(done, batches_per_epoch(split, batch_size))
+    for epoch in range(finished + 1, epochs + 1):
+        yield from shuffled_batches(split, batch_size, seed, epoch, rows, start)
+        start = 0

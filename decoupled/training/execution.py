@@ -25,6 +25,12 @@ class Execution(NamedTuple):
         its results.
       whole_state: state as steps leave it -> as the learner knows it, for `measure`.
       finish: state after the last step -> state in which all that was fed has been learnt from.
+      snapshot: (state, totals) as steps leave them -> a tree that holds all of both, for a checkpoint.
+      warm_up: (number of steps, step, state, totals, images, labels, key) -> (state, totals) with a
+        snapshot built like one after so many steps. It may run steps; state and totals are destroyed.
+      place_snapshot: (such a snapshot, the same with leaves on the host) -> (state, totals) for a next
+        step; None: each goes where `place_state` puts it.
+      of_each_link: state as steps leave it -> (states of modules, states of estimators), one a link.
     """
 
     devices: int
@@ -35,3 +41,7 @@ class Execution(NamedTuple):
     measure: Callable[[Callable[..., PyTree]], Callable[..., PyTree]]
     whole_state: Callable[[Any], LearnerState] = lambda state: state
     finish: Callable[[Any], Any] = lambda state: state
+    snapshot: Callable[[Any, Any], PyTree] = lambda state, totals: (state, totals)
+    warm_up: Callable[..., tuple[Any, Any]] = lambda steps, step, state, totals, *arguments: (state, totals)
+    place_snapshot: Callable[[PyTree, PyTree], tuple[Any, Any]] | None = None
+    of_each_link: Callable[[Any], tuple[Any, Any]] = lambda state: (state.modules, state.estimators)

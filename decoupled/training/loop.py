@@ -1,6 +1,7 @@
 """Trains a network, watches it, and writes down what happened."""
 
 import platform
+import signal
 import time
 from importlib import metadata
 from typing import Any, NamedTuple
@@ -9,17 +10,22 @@ import jax
 import numpy as np
 
 import decoupled
-from decoupled.data import Dataset, Preprocess, Split, batches_per_epoch, shuffled_batches
+from decoupled.data import Dataset, Preprocess, Split, batches_from, batches_per_epoch
+from decoupled.errors import Interrupted
 from decoupled.learner import Learner
 from decoupled.state import LearnerState
+from decoupled.training.clock import Clock, Times
 from decoupled.training.execution import Execution
+from decoupled.training.interruption import agreed, stop_requests
 from decoupled.training.monitor import Monitor
 from decoupled.training.overview import describe_modules, overview
 from decoupled.training.progress import Progress, SilentProgress
 from decoupled.training.report import render_report
+from decoupled.training.resume import resume
 from decoupled.training.step import Totals, alignment_step, evaluator, no_totals
 from decoupled.training.workdir import NoWorkdir, Workdir
 from decoupled.types import Array, Key
+from decoupled.watch import read_watches
 
 
 class Job(NamedTuple):
@@ -35,6 +41,8 @@ class Job(NamedTuple):
       seed: of parameters, order of examples and all other randomness.
       epochs, batch_size: lengths; the examples left over at an epoch's end are dropped.
       log_every, alignment_every: steps between reports.
+      checkpoint_every: steps between checkpoints; 0 for none but where the run is asked to stop.
+      skip_not_finite: whether the learner's optimizers skip updates that are not finite.
       show_test: report the test accuracy after each epoch too. It never steers anything.
     """
 
@@ -49,15 +57,24 @@ class Job(NamedTuple):
     batch_size: int
     log_every: int
     alignment_every: int
+    checkpoint_every: int
+    skip_not_finite: bool
     show_test: bool
 
 
 def train_and_evaluate(job: Job, workdir: Workdir | NoWorkdir) -> dict[str, Any]:
-    """Runs a job from start to end; returns what it stored in the workdir's summary.json.
+    """Runs a job to its end, from its last checkpoint if the workdir has one.
+
+    Asked to stop, by SIGINT or SIGTERM, it does so after the step it is at, with a checkpoint.
+
+    Returns:
+      What it stored in the workdir's summary.json.
 
     Raises:
       UsageError: the batch is larger than the training set.
-      TrainingError: the loss is no longer finite, or results cannot be written.
+      DataError: there are checkpoints, but none of them can be read, or they are another network's.
+      TrainingError: a number is no longer finite, or results cannot be written.
+      Interrupted: it was asked to stop.
     """
     started = time.monotonic()
     train, learner, execution = job.dataset.train, job.learner, job.execution
@@ -83,38 +100,61 @@ def train_and_evaluate(job: Job, workdir: Workdir | NoWorkdir) -> dict[str, Any]
     align = execution.measure(alignment_step(learner, job.preprocess))
     evaluate = evaluator(learner, job.preprocess, min(1000, max(job.batch_size, 100)), execution)
 
-    done, training_seconds = 0, 0.0
-    show = Progress if jax.process_index() == 0 else SilentProgress
-    with show(steps_per_epoch * job.epochs) as progress:
-        progress.say(f"{job.dataset.name}: {len(train)} training examples\n{overview(modules)}")
-        monitor = Monitor(workdir, progress, [module["name"] for module in modules[:-1]])
-        for epoch in range(1, job.epochs + 1):
-            totals, since, clock = place_totals(), done, time.monotonic()
-            for batch in shuffled_batches(train, job.batch_size, job.seed, epoch, rows):
-                batch = execution.place_batch(batch)
-                state, totals = step(state, totals, *batch, step_key)
-                done += 1
-                if done % job.log_every == 0 or done % steps_per_epoch == 0:
-                    totals, steps = jax.device_get(totals), done - since  # waits for the device
-                    totals = totals._replace(boundaries=learner.each_boundary(totals.boundaries))
-                    seconds = time.monotonic() - clock
-                    training_seconds += seconds
-                    speed = steps * job.batch_size / seconds
-                    monitor.training(done, done / steps_per_epoch, totals, speed)
-                    totals, since, clock = place_totals(), done, time.monotonic()
-                if learner.estimators and (done % job.alignment_every == 0 or done == 1):
-                    jax.block_until_ready(totals)  # or training would go on during the pause
-                    pause = time.monotonic()
-                    cosines = align(execution.whole_state(state), *batch, step_key)
-                    monitor.alignment(done, jax.device_get(cosines))
-                    clock += time.monotonic() - pause
+    def look(done: int, state: Any, batch: Any, measured: bool, epoch_ends: bool) -> None:
+        """Measures the network between two steps."""
+        if measured:
+            cosines = align(execution.whole_state(state), *batch, step_key)
+            monitor.alignment(done, jax.device_get(cosines))
+        if epoch_ends:
             monitor.boundaries()
+            epoch = done // steps_per_epoch
             if len(job.validation):
-                whole = execution.whole_state(state)
-                monitor.evaluation("validation", done, epoch, evaluate(whole, job.validation))
+                result = evaluate(execution.whole_state(state), job.validation)
+                monitor.evaluation("validation", done, epoch, result)
             if job.show_test and epoch < job.epochs:
-                whole = execution.whole_state(state)
-                monitor.evaluation("test", done, epoch, evaluate(whole, job.dataset.test))
+                result = evaluate(execution.whole_state(state), job.dataset.test)
+                monitor.evaluation("test", done, epoch, result)
+
+    show = Progress if jax.process_index() == 0 else SilentProgress
+    with show(steps_per_epoch * job.epochs) as progress, stop_requests() as stop_request:
+        progress.say(f"{job.dataset.name}: {len(train)} training examples\n{overview(modules)}")
+        monitor = Monitor(workdir, progress, [m["name"] for m in modules[:-1]], job.skip_not_finite)
+        saved = workdir.resume(progress.say)
+        state, totals, done = resume(execution, saved, step, state, place_totals(), *placed, step_key)
+        clock = Clock(Times(*saved.notes["times"]) if saved else Times(reported_at=done))
+        if saved:
+            monitor.go_on(saved.notes["monitor"])
+        for batch in batches_from(done, train, job.batch_size, job.seed, job.epochs, rows):
+            batch = execution.place_batch(batch)
+            state, totals = step(state, totals, *batch, step_key)
+            done += 1
+            epoch_ends = done % steps_per_epoch == 0
+            reported = epoch_ends or done % job.log_every == 0
+            stop = agreed(stop_request()) if reported or jax.process_count() == 1 else 0
+            keep = stop or (job.checkpoint_every and done % job.checkpoint_every == 0)
+            measured = bool(learner.estimators) and (done % job.alignment_every == 0 or done == 1)
+            if reported or keep:
+                monitor.check(done, read_watches(learner.chain, *execution.of_each_link(state)))
+            if reported:
+                totals = jax.device_get(totals)  # waits for the device
+                totals = totals._replace(boundaries=learner.each_boundary(totals.boundaries))
+                speed = clock.report(done) * job.batch_size
+                monitor.training(done, done / steps_per_epoch, totals, speed)
+                totals = place_totals()
+            if not (epoch_ends or keep or measured):
+                continue
+            jax.block_until_ready(totals)  # or training would go on during the pause
+            with clock.paused():
+                look(done, state, batch, measured, epoch_ends)
+                if keep:
+                    notes = {"times": clock.times(), "monitor": monitor.notes()}
+                    workdir.checkpoint(done, execution.snapshot(state, totals), notes)
+            if stop:
+                raise Interrupted(
+                    f"stopped by {signal.Signals(stop).name} after step {done}:"
+                    f" --workdir={workdir.path} goes on from there",
+                    stop,
+                )
         trained = execution.whole_state(execution.finish(state))
         test = evaluate(trained, job.dataset.test)
         monitor.evaluation("test", done, job.epochs, test)
@@ -129,8 +169,10 @@ def train_and_evaluate(job: Job, workdir: Workdir | NoWorkdir) -> dict[str, Any]
         "steps": done,
         "test_accuracy": test["accuracy"],
         "test_loss": test["loss"],
-        "examples_per_second": done * job.batch_size / training_seconds,
+        "examples_per_second": done * job.batch_size / clock.times().trained,
         "seconds": time.monotonic() - started,
+        "resumed_at": saved.step if saved else None,
+        "best_validation": monitor.best,
         "device": f"{execution.devices} x {jax.devices()[0].device_kind}",
         "devices": execution.devices,
         "processes": jax.process_count(),

@@ -8,6 +8,9 @@ from decoupled.errors import TrainingError
 from decoupled.training.progress import Progress
 from decoupled.training.step import Totals
 from decoupled.training.workdir import NoWorkdir, Workdir
+from decoupled.watch import Watch
+
+_DIVERGES = -10.0  # R2 of an estimate that is far worse than none
 
 
 class Monitor:
@@ -17,18 +20,68 @@ class Monitor:
 
     Args:
       boundaries: the name of the module below each boundary.
+      skips: updates with numbers that are not finite are left out, and need not stop the run.
     """
 
-    def __init__(self, workdir: Workdir | NoWorkdir, progress: Progress, boundaries: Sequence[str]):
+    def __init__(
+        self,
+        workdir: Workdir | NoWorkdir,
+        progress: Progress,
+        boundaries: Sequence[str],
+        skips: bool = False,
+    ):
         self._workdir = workdir
         self._progress = progress
         self._boundaries = boundaries
+        self._skips = skips
         self._latest: dict[str, list[float | None]] = {"estimator loss": [], "R2": [], "cosine": []}
+        self._best: dict[str, float] | None = None
+        self._skipped: dict[str, Watch] = {}
+        self._diverging: set[str] = set()
+
+    @property
+    def best(self) -> dict[str, float] | None:
+        """Accuracy on held-out examples where it was highest, and the step; None without such examples."""
+        return self._best
+
+    def notes(self) -> dict[str, Any]:
+        """What `go_on` needs in a later process; plain JSON."""
+        return {"latest": self._latest, "best": self._best}
+
+    def go_on(self, notes: dict[str, Any]) -> None:
+        """Continues where another left off."""
+        self._latest, self._best = notes["latest"], notes["best"]
+
+    def check(self, step: int, watches: Sequence[Watch]) -> None:
+        """Reports gradients that were not finite.
+
+        Raises:
+          TrainingError: there were some, or where they are skipped: most updates since the last time.
+        """
+        bad = [watch for watch in watches if watch.not_finite]
+        if bad and not self._skips:
+            first = min(watch.first for watch in bad)
+            names = ", ".join(watch.name for watch in bad if watch.first == first)
+            raise TrainingError(f"not finite: {names}, first in update {first}{self._what_to_do(step)}")
+        for watch in bad:
+            before = self._skipped.get(watch.name, Watch(watch.name, 0, 0, 0))
+            new, updates = watch.not_finite - before.not_finite, watch.updates - before.updates
+            if new:
+                self._progress.say(f"{watch.name} was not finite: skipped {new} of {updates} updates")
+            if 2 * new > updates:
+                raise TrainingError(
+                    f"{watch.name} was not finite in {new} of the last {updates} updates"
+                    f"{self._what_to_do(step)}"
+                )
+        self._skipped = {watch.name: watch for watch in watches}
 
     def training(self, step: int, epoch: float, totals: Totals, examples_per_second: float) -> None:
         """Reports the steps in `totals`."""
         record = _means(totals)
+        if self._skips:
+            record = {name: _finite_only(value) for name, value in record.items()}
         self._check_finite(step, record["loss"], record["estimator_loss"])
+        self._warn_of_divergence(step, record["r2"])
         record["examples_per_second"] = examples_per_second
         self._workdir.log("train", step, {"epoch": epoch, **record})
         self._latest |= {"estimator loss": record["estimator_loss"], "R2": record["r2"]}
@@ -47,6 +100,8 @@ class Monitor:
         self._workdir.log(kind, step, {"epoch": epoch, **result})
         scores = f"accuracy {result['accuracy']:.4f}  loss {result['loss']:.4f}"
         self._progress.say(f"epoch {epoch}  {kind} {scores}")
+        if kind == "validation" and (self._best is None or result["accuracy"] > self._best["accuracy"]):
+            self._best = {"accuracy": result["accuracy"], "step": step}
 
     def boundaries(self) -> None:
         """Shows the latest numbers of every boundary, first to last."""
@@ -58,18 +113,36 @@ class Monitor:
         if lists:
             self._progress.say(f"boundaries first to last: {'; '.join(lists)}")
 
-    def _check_finite(self, step: int, loss: float, per_boundary: Sequence[float | None]) -> None:
-        bad = [] if math.isfinite(loss) else ["the loss"]
+    def _warn_of_divergence(self, step: int, r2s: Sequence[float | None]) -> None:
+        """Tells of estimates that are far worse than none, once each time they become so."""
+        for name, r2 in zip(self._boundaries, r2s, strict=True):
+            if r2 is None or r2 > _DIVERGES:
+                self._diverging.discard(name)
+            elif name not in self._diverging:
+                self._diverging.add(name)
+                self._progress.say(
+                    f"step {step}: the estimator after {name} diverges (R2 {r2:.3g}): lower"
+                    " config.estimator_optimizer.learning_rate"
+                )
+
+    def _check_finite(self, step: int, loss: float | None, per_boundary: Sequence[float | None]) -> None:
+        bad = [] if loss is None or math.isfinite(loss) else ["the loss"]
         bad += [
             f"the estimator after {name}"
             for name, value in zip(self._boundaries, per_boundary, strict=True)
             if value is not None and not math.isfinite(value)
         ]
         if bad:
-            raise TrainingError(
-                f"not finite at step {step}: {', '.join(bad)}: lower config.optimizer.learning_rate or"
-                " config.estimator_optimizer.learning_rate, or normalise (config.model.norm=batch)"
-            )
+            raise TrainingError(f"not finite: {', '.join(bad)}{self._what_to_do(step)}")
+
+    def _what_to_do(self, step: int) -> str:
+        checkpoint = self._workdir.last_checkpoint
+        kept = "no checkpoint was made" if checkpoint is None else f"last checkpoint: step {checkpoint}"
+        return (
+            f" (seen at step {step}; {kept}): lower config.optimizer.learning_rate or"
+            " config.estimator_optimizer.learning_rate, set their clip_norm, or normalise"
+            " (config.model.norm=batch)"
+        )
 
 
 def _means(totals: Totals) -> dict[str, Any]:
@@ -87,10 +160,17 @@ def _means(totals: Totals) -> dict[str, Any]:
     }
 
 
+def _finite_only(value: Any) -> Any:
+    """None in place of a number that is not finite."""
+    if isinstance(value, list):
+        return [_finite_only(member) for member in value]
+    return value if value is None or math.isfinite(value) else None
+
+
 def _headline(record: dict[str, Any]) -> dict[str, float]:
     known = [r2 for r2 in record["r2"] if r2 is not None]
     return {
-        "loss": record["loss"],
+        **({"loss": record["loss"]} if record["loss"] is not None else {}),
         "accuracy": record["accuracy"],
         "examples/s": record["examples_per_second"],
         **({"worst R2": min(known)} if known else {}),

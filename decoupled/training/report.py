@@ -30,6 +30,7 @@ def _curves(metrics: list[dict[str, Any]], name: str) -> dict[str, tuple[list, l
     curves = {}
     for kind in ("train", "validation", "test"):
         points = [(line["step"], line[name]) for line in metrics if line["kind"] == kind]
+        points = [(step, value) for step, value in points if value is not None]
         if points:
             steps, values = zip(*points, strict=True)
             curves[kind] = (list(steps), list(values))

@@ -1,5 +1,6 @@
 """Ways to run a training step as more than one program: dispatched module by module, or pipelined."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -47,16 +48,43 @@ def by_pipeline(learner: Learner, preprocess: Preprocess, mesh: Mesh) -> Executi
         inputs, update_key = make_ready(fed, images, key)
         if isinstance(state, LearnerState):
             state = pipeline.start(state, inputs, labels)
-        if totals.loss is not _totals_of(state).loss:  # The loop has read them and starts anew.
-            _, state = pipeline.take_totals(state)
-        state = pipeline.tick(state, inputs, labels, update_key)
+        state = pipeline.tick(with_totals(state, totals), inputs, labels, update_key)
         return state, _totals_of(state)
+
+    def with_totals(state: PipelineState, totals: Totals) -> PipelineState:
+        """Totals live in the state: starts them anew where the loop has read them and holds others."""
+        return state if totals.loss is _totals_of(state).loss else pipeline.take_totals(state)[1]
 
     def whole_state(state: LearnerState | PipelineState) -> LearnerState:
         return pipeline.join(state) if isinstance(state, PipelineState) else state
 
-    execution = _on_whole_batches(mesh.size, step)
-    return execution._replace(whole_state=whole_state, finish=pipeline.drain)
+    def warm_up(steps: int, step: Callable, state: Any, totals: Any, *arguments: Any) -> Any:
+        # What waits between stages has come to its full number once a target has come all the way down.
+        for _ in range(min(steps, 2 * mesh.shape["stage"])):
+            state, totals = step(state, totals, *arguments)
+        return state, totals
+
+    def place_snapshot(like: PipelineState, restored: PipelineState) -> tuple[PipelineState, Totals]:
+        def place(leaf: Any, value: Any) -> Any:
+            return jax.device_put(value, leaf.sharding) if isinstance(leaf, jax.Array) else value
+
+        state = jax.tree.map(place, like, restored)
+        return state, _totals_of(state)
+
+    def of_each_link(state: LearnerState | PipelineState) -> tuple[Any, Any]:
+        if isinstance(state, LearnerState):
+            return state.modules, state.estimators
+        chains = [stage.chain for stage in state.stages]
+        return tuple(m for c in chains for m in c.modules), tuple(e for c in chains for e in c.estimators)
+
+    return _on_whole_batches(mesh.size, step)._replace(
+        whole_state=whole_state,
+        finish=pipeline.drain,
+        snapshot=with_totals,
+        warm_up=warm_up,
+        place_snapshot=place_snapshot,
+        of_each_link=of_each_link,
+    )
 
 
 def _on_whole_batches(devices: int, step: Any) -> Execution:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import jax
 import orbax.checkpoint as ocp
-from absl import logging
 
 from decoupled.errors import DataError, TrainingError
 from decoupled.state import LearnerState
+from decoupled.training.checkpoints import first_line, one_process, quiet
 
 _NAME = "trained"
 
@@ -26,7 +26,8 @@ def save_trained(workdir: Path, state: LearnerState) -> None:
     on_host = jax.device_get(state)  # No device arrays: orbax would ask the other processes for theirs.
     try:
         with _checkpointer() as checkpointer:
-            checkpointer.save((workdir / _NAME).absolute(), args=ocp.args.StandardSave(on_host))
+            # An unfinished one may be there, of a run that was killed after its last step.
+            checkpointer.save((workdir / _NAME).absolute(), args=ocp.args.StandardSave(on_host), force=True)
     except OSError as error:
         raise TrainingError(f"cannot write the trained network to {workdir}: {error}") from error
 
@@ -49,25 +50,15 @@ def load_trained(workdir: Path, like: LearnerState) -> LearnerState:
         jax.tree.map(_check_shape, state, like)
         return state
     except (KeyError, OSError, TypeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(f"{path} is damaged, or of another network: {reason}") from error
+        raise DataError(f"{path} is damaged, or of another network: {first_line(error)}") from error
 
 
 @contextmanager
 def _checkpointer() -> Iterator[ocp.Checkpointer]:
-    alone = ocp.options.MultiprocessingOptions(
-        primary_host=jax.process_index(),
-        active_processes={jax.process_index()},
-        barrier_sync_key_prefix=f"process_{jax.process_index()}",
-    )
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.WARNING)  # It tells every phase of its work.
-    try:
-        handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
-        with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
-            yield checkpointer
-    finally:
-        logging.set_verbosity(verbosity)
+    alone = one_process()
+    handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
+    with quiet(), ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
+        yield checkpointer
 
 
 def _shape(leaf: jax.Array) -> jax.ShapeDtypeStruct:

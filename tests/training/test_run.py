@@ -3,7 +3,6 @@
 import itertools
 import json
 import re
-from pathlib import Path
 
 import chex
 import jax
@@ -97,15 +96,6 @@ def test_report_stands_alone(finished):
     assert outside == []
 
 
-def test_a_run_can_be_repeated_exactly(tmp_path):
-    runs = []
-    for name in ("one", "two"):
-        run(tmp_path / name, epochs=2, **{"model.mlp.dropout": 0.1, "update_probability": 0.5})
-        lines = read_metrics(tmp_path / name)
-        runs.append([{k: v for k, v in line.items() if k != "examples_per_second"} for line in lines])
-    assert runs[0] == runs[1]
-
-
 @pytest.mark.parametrize(
     "changes",
     [
@@ -135,30 +125,6 @@ def test_evaluation_counts_every_example_once():
     assert result["accuracy"] == pytest.approx(float((logits.argmax(-1) == labels).mean()))
     losses = decoupled.losses.softmax_cross_entropy(logits, labels)
     assert result["loss"] == pytest.approx(float(losses.mean()), rel=1e-5)
-
-
-@pytest.mark.parametrize("field", ["optimizer", "estimator_optimizer"])
-def test_numbers_that_run_away_stop_the_run(tmp_path, field):
-    message = r"^not finite at step 19: .*estimator after hidden_2: lower config\.optimizer\.learning_rate"
-    with pytest.raises(decoupled.TrainingError, match=message):
-        run(tmp_path / "run", epochs=2, **{"model.norm": "none", f"{field}.learning_rate": 1e30})
-    assert not (tmp_path / "run" / "summary.json").exists()
-
-
-def test_a_workdir_holds_one_run_and_must_be_writable(finished, tmp_path):
-    with pytest.raises(decoupled.UsageError, match="already holds a run"):
-        Workdir(finished[0], {})
-    (tmp_path / "file").write_text("")
-    with pytest.raises(decoupled.UsageError, match=r"cannot write to .*: choose another --workdir"):
-        Workdir(tmp_path / "file" / "run", {})
-    for path in (Path("~nobody-of-that-name/run"), tmp_path / ("x" * 300)):
-        with pytest.raises(decoupled.UsageError, match="cannot write to"):
-            Workdir(path, {})
-    (tmp_path / "left").mkdir()
-    (tmp_path / "left" / "metrics.jsonl").write_text("")
-    with pytest.raises(decoupled.UsageError, match="already holds a run"):
-        Workdir(tmp_path / "left", {})
-    assert not (tmp_path / "left" / "config.json").exists()
 
 
 def test_a_network_without_hidden_layers_has_no_boundaries():

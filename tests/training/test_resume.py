@@ -1,0 +1,91 @@
+"""A run that was stopped and goes on is the run that was not, bit for bit."""
+
+import os
+import signal
+
+import chex
+import jax
+import pytest
+
+import decoupled
+from configs import digits
+from decoupled.builder import build
+from decoupled.training import Workdir, load_trained, read_metrics, train_and_evaluate
+
+
+def config(**changes):
+    result = digits.get_config()
+    result.update_from_flattened_dict(
+        {
+            "model.mlp.width": 16,
+            "model.mlp.depth": 1,
+            "batch_size": 128,
+            "epochs": 2,
+            "log_every": 4,
+            "alignment_every": 5,
+            "checkpoint_every": 0,
+            "show_test": True,
+            **changes,
+        }
+    )
+    return result
+
+
+def run(path, settings, stop_at=None, accept_changes=False, job=None):
+    """Trains; at the report of step `stop_at` it is asked to stop, as by a person or a scheduler."""
+    with Workdir(path, settings.to_dict(), accept_changes) as workdir:
+        log = workdir.log
+
+        def log_and_ask(kind, step, values):
+            log(kind, step, values)
+            if kind == "train" and step == stop_at:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        workdir.log = log_and_ask
+        return train_and_evaluate(job or build(settings), workdir)
+
+
+def told(path):
+    lines = read_metrics(path)
+    return [{k: v for k, v in line.items() if k != "examples_per_second"} for line in lines]
+
+
+def trained(path, job):
+    x = jax.eval_shape(job.preprocess.evaluate, job.dataset.train.images[:2])
+    like = jax.eval_shape(job.learner.init, jax.random.key(0), x, job.dataset.train.labels[:2])
+    return load_trained(path, like)
+
+
+QUICK = {
+    "sitting out": {"update_probability": 0.5, "model.mlp.dropout": 0.1},
+    "pipeline": {"parallel.mode": "pipeline", "parallel.stages": 2},
+}
+SLOW = {
+    "least squares": {"estimator.name": "recursive_least_squares"},
+    "dispatched": {"step": "dispatched"},
+    "stacked": {"step": "stacked", "model.mlp.depth": 3},
+    "mesh": {"parallel.mode": "mesh", "parallel.devices": 2},
+    "shard_map": {"parallel.mode": "shard_map", "parallel.devices": 2},
+    "pmap": {"parallel.mode": "pmap", "parallel.devices": 2},
+    "deep pipeline": {"parallel.mode": "pipeline", "parallel.stages": 2, "model.mlp.depth": 4},
+}
+
+
+@pytest.mark.parametrize("case", [*QUICK, *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW)])
+def test_stopped_and_gone_on_is_as_never_stopped(case, tmp_path):
+    settings = config(**{**QUICK, **SLOW}[case])
+    job = build(settings)
+    whole = run(tmp_path / "whole", settings, job=job)
+    # A stop falls on the step after the report that asks for it, and so between two reports; an epoch has 9
+    # steps.
+    for stop in (4, 12):
+        with pytest.raises(decoupled.Interrupted, match="stopped by SIGTERM after step") as stopped:
+            run(tmp_path / "parts", settings, stop_at=stop, job=job)
+        assert stopped.value.signal == signal.SIGTERM
+    parts = run(tmp_path / "parts", settings, job=job)
+    assert told(tmp_path / "parts") == told(tmp_path / "whole")
+    chex.assert_trees_all_equal(trained(tmp_path / "parts", job), trained(tmp_path / "whole", job))
+    assert parts["test_accuracy"] == whole["test_accuracy"]
+    assert (parts["resumed_at"], whole["resumed_at"]) == (stop + 1, None)
+    assert parts["best_validation"] == whole["best_validation"]
+    assert not (tmp_path / "parts" / "checkpoints").exists()

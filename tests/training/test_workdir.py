@@ -1,0 +1,209 @@
+"""Who may use a workdir, and what of an unfinished run in it."""
+
+import json
+import resource
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import decoupled
+from decoupled.training import Workdir, read_metrics
+from decoupled.training.workdir import changed_fields
+
+CONFIG = {"epochs": 2, "optimizer": {"learning_rate": 0.1, "schedule": "cosine"}}
+
+
+@pytest.fixture
+def unfinished(tmp_path):
+    """A run that was killed: it logged steps 1 to 4, with checkpoints of steps 2 and 3."""
+    with Workdir(tmp_path, CONFIG) as workdir:
+        assert workdir.resume(print) is None
+        for step in (1, 2, 3, 4):
+            workdir.log("train", step, {"loss": 1 / step})
+            if step in (2, 3):
+                workdir.checkpoint(step, {"w": np.full(3, step)}, {"note": step})
+    return tmp_path
+
+
+def damage(folder, how):
+    for path in folder.rglob("*"):
+        if path.is_file():
+            how(path)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip_last_bit(path):
+    content = bytearray(path.read_bytes())
+    if content:
+        content[-1] ^= 1
+        path.write_bytes(content)
+
+
+def test_a_run_goes_on_from_its_last_checkpoint(unfinished):
+    lines = []
+    with Workdir(unfinished, CONFIG) as workdir:
+        saved = workdir.resume(lines.append)
+        assert saved.step == workdir.last_checkpoint == 3
+        assert saved.notes == {"note": 3}
+        np.testing.assert_array_equal(saved.leaves[0], [3, 3, 3])
+        workdir.log("train", 4, {"loss": 0.5})
+    assert lines == ["going on from step 3"]
+    # What was logged after the checkpoint is forgotten.
+    assert [(line["step"], line["loss"]) for line in read_metrics(unfinished)] == [
+        (1, 1.0),
+        (2, 0.5),
+        (3, 1 / 3),
+        (4, 0.5),
+    ]
+
+
+def test_a_line_cut_off_by_a_kill_is_forgotten(unfinished):
+    with open(unfinished / "metrics.jsonl", "a") as metrics:
+        metrics.write('{"kind": "tr')
+    with Workdir(unfinished, CONFIG) as workdir:
+        workdir.resume(print)
+    assert [line["step"] for line in read_metrics(unfinished)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("how", [cut, flip_last_bit, Path.unlink])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(how, unfinished):
+    damage(unfinished / "checkpoints" / "3", how)
+    lines = []
+    with Workdir(unfinished, CONFIG) as workdir:
+        saved = workdir.resume(lines.append)
+        assert (saved.step, saved.notes) == (2, {"note": 2})
+        workdir.checkpoint(3, {"w": np.full(3, 7)}, {"note": 33})
+    assert lines[0].startswith("checkpoint of step 3 is damaged (")
+    assert lines[0].endswith("): set aside, going back to that of step 2")
+    assert [line["step"] for line in read_metrics(unfinished)] == [1, 2]
+    assert (unfinished / "damaged" / "3").is_dir()
+    with Workdir(unfinished, CONFIG) as workdir:
+        assert workdir.resume(print).notes == {"note": 33}
+
+
+def test_every_bit_of_a_checkpoint_counts(unfinished):
+    for path in sorted((unfinished / "checkpoints" / "3" / "leaves").rglob("*")):
+        if path.is_file() and path.parent.name == "d":
+            content = path.read_bytes()
+            for at in range(0, len(content), max(1, len(content) // 10)):
+                path.write_bytes(content[:at] + bytes([content[at] ^ 16]) + content[at + 1 :])
+                with Workdir(unfinished, CONFIG) as workdir:
+                    found = workdir._checkpoints
+                    try:
+                        saved = found._read(3)
+                    except Exception:  # told as damage
+                        continue
+                np.testing.assert_array_equal(saved.leaves[0], [3, 3, 3])
+            path.write_bytes(content)
+
+
+def test_no_good_checkpoint_is_an_error_and_nothing_is_lost(unfinished):
+    damage(unfinished / "checkpoints", cut)
+    before = (unfinished / "metrics.jsonl").read_bytes()
+    with (
+        Workdir(unfinished, CONFIG) as workdir,
+        pytest.raises(decoupled.DataError, match=r"no checkpoint in .* can be read: checkpoint of step 3"),
+    ):
+        workdir.resume(print)
+    assert (unfinished / "metrics.jsonl").read_bytes() == before
+    assert len(list((unfinished / "checkpoints").iterdir())) == 2
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_anew(tmp_path):
+    with Workdir(tmp_path, CONFIG) as workdir:
+        workdir.resume(print)
+        workdir.log("train", 1, {"loss": 1.0})
+    lines = []
+    with Workdir(tmp_path, CONFIG) as workdir:
+        assert workdir.resume(lines.append) is None
+    assert lines == ["no checkpoint yet: beginning anew"]
+    assert read_metrics(tmp_path) == []
+
+
+def test_two_runs_cannot_share_a_workdir(tmp_path):
+    with (
+        Workdir(tmp_path, CONFIG),
+        pytest.raises(
+            decoupled.UsageError, match=r"another run is at work in .*: choose another --workdir"
+        ),
+    ):
+        Workdir(tmp_path, CONFIG)
+    Workdir(tmp_path, CONFIG).close()
+
+
+def test_a_changed_config_is_refused_field_by_field(unfinished):
+    other = {"epochs": 3, "optimizer": {"learning_rate": 0.2, "schedule": "cosine"}, "data_dir": "/here"}
+    message = (
+        r"another config \(config.epochs was 2, is 3; config.optimizer.learning_rate was 0.1, is 0.2\):"
+        " choose another --workdir, or go on with --accept_config_changes"
+    )
+    with pytest.raises(decoupled.UsageError, match=message):
+        Workdir(unfinished, other)
+    assert json.loads((unfinished / "config.json").read_text()) == CONFIG
+    with Workdir(unfinished, other, accept_changes=True) as workdir:
+        assert workdir.resume(print).step == 3
+    assert json.loads((unfinished / "config.json").read_text()) == other
+
+
+def test_tuples_and_absent_fields():
+    assert changed_fields({"a": [1, 2]}, {"a": (1, 2), "download": False}) == []
+    assert changed_fields({}, {"a": {"b": 1}}) == ["config.a.b was 'absent', is 1"]
+
+
+def test_a_finished_run_is_left_alone(tmp_path):
+    with Workdir(tmp_path, CONFIG) as workdir:
+        workdir.resume(print)
+        workdir.finish({"accuracy": 1}, lambda summary, lines: "page")
+    with pytest.raises(decoupled.UsageError, match="already holds a finished run: choose another"):
+        Workdir(tmp_path, CONFIG)
+
+
+def test_a_workdir_must_be_writable(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(decoupled.UsageError, match=r"cannot write to .*: choose another --workdir"):
+        Workdir(tmp_path / "file" / "run", {})
+    with pytest.raises(decoupled.UsageError, match="is a file: choose another --workdir"):
+        Workdir(tmp_path / "file", {})
+    for path in (Path("~nobody-of-that-name/run"), tmp_path / ("x" * 300)):
+        with pytest.raises(decoupled.UsageError, match="cannot write to"):
+            Workdir(path, {})
+
+
+def test_a_foreign_run_is_left_alone(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("mine")
+    with pytest.raises(decoupled.UsageError, match="already holds a run, but not its config"):
+        Workdir(tmp_path, {})
+    assert not (tmp_path / "config.json").exists()
+    assert (tmp_path / "metrics.jsonl").read_text() == "mine"
+
+
+def test_a_workdir_that_vanished(unfinished):
+    with Workdir(unfinished, CONFIG) as workdir:
+        workdir.resume(print)
+        unfinished.rename(unfinished.with_name("elsewhere"))
+        with pytest.raises(decoupled.TrainingError, match="is gone, and with it the checkpoints"):
+            workdir.checkpoint(5, {"w": np.zeros(3)}, {})
+    assert not unfinished.exists()
+    with Workdir(unfinished.with_name("elsewhere"), CONFIG) as workdir:
+        assert workdir.resume(print).step == 3
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(unfinished, monkeypatch):
+    with Workdir(unfinished, CONFIG) as workdir:
+        workdir.resume(print)
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))  # no file can grow beyond
+        try:
+            with pytest.raises(
+                decoupled.TrainingError,
+                match=r"cannot write the checkpoint of step 5 .*; that of step 3 is intact",
+            ):
+                workdir.checkpoint(5, {"w": np.random.default_rng(0).normal(size=30_000)}, {})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with Workdir(unfinished, CONFIG) as workdir:
+        assert workdir.resume(print).step == 3
