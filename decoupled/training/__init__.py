@@ -1,7 +1,26 @@
-"""The training loop around a learner: steps, evaluation, progress, and the results on disk."""
+"""The training loop around a learner: steps, evaluation, checkpoints, progress, and the results on disk."""
 
 from decoupled.training.loop import Job, train_and_evaluate
+from decoupled.training.parts import (
+    flax_variables,
+    load_estimator,
+    load_module,
+    save_estimator,
+    save_module,
+)
 from decoupled.training.trained import load_trained
 from decoupled.training.workdir import NoWorkdir, Workdir, read_metrics
 
-__all__ = ["Job", "NoWorkdir", "Workdir", "load_trained", "read_metrics", "train_and_evaluate"]
+__all__ = [
+    "Job",
+    "NoWorkdir",
+    "Workdir",
+    "flax_variables",
+    "load_estimator",
+    "load_module",
+    "load_trained",
+    "read_metrics",
+    "save_estimator",
+    "save_module",
+    "train_and_evaluate",
+]

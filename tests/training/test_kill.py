@@ -23,7 +23,7 @@ QUICK = (
 )
 FASHION_MNIST = (
     "--config=configs/fashion_mnist.py",
-    "--config.epochs=3",
+    "--config.epochs=10",
     "--config.log_every=5",
     "--config.checkpoint_every=10",
     "--config.update_probability=0.8",
@@ -67,17 +67,8 @@ def test_sigterm_ends_at_a_step_and_the_same_command_goes_on(tmp_path):
     step = int(line.split("step ")[1].split(":")[0])
     assert Checkpoints(tmp_path / "run" / "checkpoints").latest(print).step == step
 
-    refused = run(command((*QUICK, "--config.epochs=1"), tmp_path / "run"))
-    assert refused.returncode == 2
-    assert "config.epochs was 100000, is 1" in refused.stderr.splitlines()[-1]
-    epochs = step // (1237 // 64) + 1
-    arguments = (
-        *QUICK,
-        f"--config.epochs={epochs}",
-        "--config.checkpoint_every=0",
-        "--accept_config_changes",
-    )
-    done = run(command(arguments, tmp_path / "run"))
+    epochs = f"--config.epochs={step // (1237 // 64) + 1}"
+    done = run(command((*QUICK, epochs, "--accept_config_changes"), tmp_path / "run"))
     assert done.returncode == 0, done.stderr
     assert f"going on from step {step}" in done.stderr
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["resumed_at"] == step
