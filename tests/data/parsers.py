@@ -46,7 +46,7 @@ class Outcome(NamedTuple):
 
     Attributes:
       accepted: it was read.
-      seconds: that took.
+      seconds: of the processor that this took.
       times: the peak of memory, less `BESIDES`, divided by what the file holds.
       problem: what may not happen, or "".
     """
@@ -68,8 +68,7 @@ def all_parsers(folder: Path) -> list[Parser]:
 def attack(parser: Parser, content: bytes, folder: Path, watch=None) -> Outcome:
     """Reads `content` as a file; `watch` is a context manager around the reading alone.
 
-    What goes wrong must do so twice: others may have had the processor, and now and then the interpreter
-    makes a table of its own larger.
+    What goes wrong must do so twice: now and then the interpreter makes a table of its own larger.
     """
     outcome = _attempt(parser, content, folder, watch)
     return _attempt(parser, content, folder, watch) if outcome.problem else outcome
@@ -81,7 +80,7 @@ def _attempt(parser: Parser, content: bytes, folder: Path, watch) -> Outcome:
     inside = unpacked_size(content, parser.most_unpacked)
     accepted, problem = False, ""
     tracemalloc.start()
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         with _limited(10 * SECONDS), watch or _limited(10 * SECONDS):
             splits = parser.read(path)
@@ -91,7 +90,7 @@ def _attempt(parser: Parser, content: bytes, folder: Path, watch) -> Outcome:
             problem = f"a message that is not one line with the file's name: {str(error)!r}"
     except (Exception, _HangError) as error:
         problem = f"{type(error).__name__}: {error}"
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     times = max(peak - BESIDES, 0) / max(len(content), inside, 1)
