@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import decoupled.data
-from tests.data.malformed import mutated
+from tests.data.malformed import mutated, unpacked_size
 from tests.data.parsers import Outcome, Parser, all_parsers, attack
 
+_LARGE = 1 << 16
 _PACKAGE = str(Path(decoupled.data.__file__).parent)
 
 
@@ -88,7 +89,7 @@ def fuzz(parser: Parser, files: int, seed: int, folder: Path) -> Report:
         if tried < len(parser.files) and not outcome.accepted:
             outcome = outcome._replace(problem=f"a valid file is refused {outcome.problem}")
         # Files that only grow would take over.
-        if steps.taken - seen and len(content) < 1 << 16:
+        if steps.taken - seen and max(len(content), unpacked_size(content, _LARGE)) < _LARGE:
             corpus.append(content)
         seen |= steps.taken
         tried, accepted = tried + 1, accepted + outcome.accepted

@@ -4,6 +4,7 @@ Every function takes a `random.Random`, so that a seed, or hypothesis, decides a
 """
 
 import gzip
+import re
 import zlib
 
 BLOCK = 512
@@ -51,9 +52,11 @@ def mutated(rng, content, others):
     for _ in range(rng.choice((1, 1, 2, 3))):
         inside = unpacked(content) if rng.random() < 0.8 else b""
         if inside:
-            donors = [unpacked(other) or other for other in others]
+            donor = rng.choice(others)
             # Stored without compression now and then: that is faster, and lets bytes reach the parser.
-            content = gzip.compress(_changed(rng, inside, donors), rng.choice((0, 1)), mtime=0)
+            content = gzip.compress(
+                _changed(rng, inside, [unpacked(donor) or donor]), rng.choice((0, 1)), mtime=0
+            )
         else:
             content = _changed(rng, content, others)
     return content
@@ -100,7 +103,9 @@ def tar_entry(name, content, kind=b"0"):
 def _changed(rng, content, others):
     headers = [at for at in range(0, len(content), BLOCK) if content[at + 257 : at + 262] == b"ustar"]
     if headers and rng.random() < 0.6:
-        return rng.choice((_other_field, _extension, _extension, _twice))(rng, content, rng.choice(headers))
+        return rng.choice((_other_field, _other_size, _extension, _twice))(
+            rng, content, rng.choice(headers)
+        )
     return rng.choice(_CHANGES)(rng, content, others)
 
 
@@ -126,6 +131,15 @@ def _extreme_number(rng, content, others):
     at, width = _position(rng, content), rng.choice((1, 2, 4, 8))
     number = rng.choice((0, 1, (1 << 8 * width) - 1, 1 << 8 * width - 1, (1 << 8 * width - 1) - 1))
     return content[:at] + number.to_bytes(width, "big") + content[at + width :]
+
+
+def _other_numbers(rng, content, others):
+    """Several of the first, as in a header of 32-bit numbers."""
+    for at in (4, 8, 12):
+        if rng.random() < 0.6:
+            number = rng.choice((0, 1, 6, 1 << 16, 1 << 31, (1 << 32) - 1))
+            content = content[:at] + number.to_bytes(4, "big") + content[at + 4 :]
+    return content
 
 
 def _small_number(rng, content, others):
@@ -154,7 +168,17 @@ def _splice(rng, content, others):
     return content[: _position(rng, content)] + other[_position(rng, other) :]
 
 
-_CHANGES = (_cut, _flip, _extreme_number, _small_number, _insert, _inflate, _remove, _splice)
+_CHANGES = (
+    _cut,
+    _flip,
+    _extreme_number,
+    _other_numbers,
+    _small_number,
+    _insert,
+    _inflate,
+    _remove,
+    _splice,
+)
 
 
 def _other_field(rng, content, at):
@@ -165,6 +189,13 @@ def _other_field(rng, content, at):
     if rng.random() < 0.9:
         header = with_checksum(header)
     return content[:at] + header + content[at + BLOCK :]
+
+
+def _other_size(rng, content, at):
+    """A member of another size, in header and content alike."""
+    size = int(re.match(rb"[0-7]*", content[at + 124 : at + 136])[0] or b"0", 8)
+    name, rest = content[at : at + 100].rstrip(b"\0"), content[at + BLOCK + size + -size % BLOCK :]
+    return content[:at] + tar_entry(name, bytes(rng.choice((0, 1, 3072, 3073, 6146, 6148, 9219)))) + rest
 
 
 def _extension(rng, content, at):
