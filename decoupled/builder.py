@@ -4,10 +4,9 @@ Every field is described, with its default, in configs/base.py.
 """
 
 import inspect
-import math
 import re
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Collection
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +20,7 @@ from decoupled.backward_rules import (
     sign_symmetric,
     with_backward_rule,
 )
+from decoupled.config_checks import check
 from decoupled.data.dataset import Dataset
 from decoupled.errors import UsageError
 from decoupled.estimators.synthetic_gradient import Context
@@ -34,13 +34,42 @@ from decoupled.training.loop import Job
 from decoupled.types import Estimator, Module
 from decoupled.watch import watched, watched_estimator
 
-_T = TypeVar("_T")
 _BACKWARD_RULES: dict[str, BackwardRule | None] = {
     "exact": None,
     "feedback_alignment": feedback_alignment,
     "sign_symmetric": sign_symmetric,
 }
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+_LOADERS: dict[str, Callable[[str, bool], Dataset]] = {
+    "digits": lambda *_: data.digits(),
+    "procedural": lambda *_: data.procedural(),
+    "mnist": lambda data_dir, download: data.idx_dataset(data.MNIST, data_dir, download),
+    "fashion_mnist": lambda data_dir, download: data.idx_dataset(data.FASHION_MNIST, data_dir, download),
+    "cifar10": data.cifar10,
+    "cifar100": data.cifar100,
+}
+_MODELS: dict[str, Callable[..., list[Module]]] = {
+    "mlp": lambda config, classes, **options: models.mlp(
+        config.depth, config.width, classes, dropout=config.dropout, **options
+    ),
+    "cnn": lambda config, classes, **options: models.cnn(
+        config.features, classes, kernel_size=config.kernel_size, **options
+    ),
+}
+_SCHEDULES: dict[str, Callable[[float, float], Any]] = {
+    "constant": lambda rate, steps: rate,
+    "cosine": lambda rate, steps: optax.cosine_decay_schedule(rate, max(round(steps), 1)),
+}
+# How devices share the work: the name of a mapped axis, or None, and what makes the Execution.
+_MODES: dict[str, tuple[str | None, Callable[..., Execution]]] = {
+    "none": (None, parallel.one_device),
+    "mesh": (None, parallel.on_mesh),
+    "shard_map": (parallel.AXIS, parallel.by_shard_map),
+    "pmap": (parallel.AXIS, parallel.by_pmap),
+    "pipeline": (None, staged.by_pipeline),
+}
+_STEPS = ("fused", "stacked", "dispatched")
+_MOST_STEPS = 2**31 - 1  # counted in int32
 
 
 def build(config: ml_collections.ConfigDict) -> Job:
@@ -50,16 +79,20 @@ def build(config: ml_collections.ConfigDict) -> Job:
       UsageError: a field has a value that cannot be; the message names it.
       DataError: the data set is missing or damaged.
     """
-    _check(config)
+    check(config, _choices())
     # A rehearsal: mistakes are told before any data is fetched.
     _network(config, num_classes=2)
-    for field in ("optimizer", "estimator_optimizer"):
-        _learning_rate(config, field, steps=1)
     make_execution = _execution(config)
-    dataset = _dataset(config)
+    dataset = _LOADERS[config.dataset](config.data_dir, config.download)
     train, validation = data.hold_out(dataset.train, config.validation_examples)
+    all_steps = config.epochs * data.batches_per_epoch(train, config.batch_size)
+    if all_steps > _MOST_STEPS:
+        raise UsageError(
+            f"config.epochs is {config.epochs}, which makes {all_steps} steps: choose so few that there are"
+            f" at most {_MOST_STEPS}"
+        )
     # A module that sits out does not count the step, so its schedule must be as much shorter.
-    steps = config.epochs * data.batches_per_epoch(train, config.batch_size) * config.update_probability
+    steps = all_steps * config.update_probability
 
     decay, skip = config.optimizer.weight_decay, config.skip_not_finite
     adamw = optax.adamw(_learning_rate(config, "optimizer", steps), weight_decay=decay)
@@ -125,81 +158,24 @@ def parse_boundaries(text: str, num_layers: int) -> list[int]:
     return [int(index) for index in text.split(",")]
 
 
-def _choose(field: str, name: str, choices: Mapping[str, _T]) -> _T:
-    if name not in choices:
-        raise UsageError(f"config.{field} is {name!r}: choose one of {', '.join(sorted(choices))}")
-    return choices[name]
-
-
-def _check(config: ml_collections.ConfigDict) -> None:
-    """Checks the numbers that nothing further down would explain better."""
-    counts = (
-        "epochs",
-        "batch_size",
-        "log_every",
-        "alignment_every",
-        "model.mlp.width",
-        "model.cnn.features",
-        "model.cnn.kernel_size",
-        "estimator.mlp.hidden",
-        "estimator.convolutional.features",
-        "estimator.convolutional.kernel_size",
-        "estimator.local_loss.hidden",
-        "estimator.similarity.width",
-    )
-    not_negative = (
-        "crop_padding",
-        "validation_examples",
-        "model.mlp.depth",
-        "optimizer.learning_rate",
-        "optimizer.weight_decay",
-        "optimizer.clip_norm",
-        "estimator_optimizer.clip_norm",
-        "estimator_optimizer.learning_rate",
-        "estimator.noise.scale",
-    )
-    for field in counts:
-        check_range(config, field, 1, math.inf, whole=True)
-    check_range(config, "parallel.devices", 0, math.inf, whole=True)
-    check_range(config, "checkpoint_every", 0, math.inf, whole=True)
-    check_range(config, "parallel.stages", 1, math.inf, whole=True)
-    for field in not_negative:
-        check_range(config, field, 0, math.inf)
-    check_range(config, "seed", 0, 2**32 - 1)
-    check_range(config, "update_probability", 0, 1)
-    check_range(config, "model.mlp.dropout", 0, 0.999)
-
-
-def value_of(config: ml_collections.ConfigDict, field: str) -> Any:
-    """A field by its dotted path, like "model.mlp.width"."""
-    value: Any = config
-    for part in field.split("."):
-        value = value[part]
-    return value
-
-
-def check_range(
-    config: ml_collections.ConfigDict, field: str, least: float, most: float, whole: bool = False
-) -> None:
-    """Refuses a field, or a member of a tuple, that is not a number from `least` to `most`."""
-    value = value_of(config, field)
-    for member in value if isinstance(value, tuple) else (value,):
-        if not isinstance(member, int if whole else int | float) or not least <= member <= most:
-            limit = f"at least {least}" if most == math.inf else f"from {least} to {most}"
-            raise UsageError(f"config.{field} is {value!r}: choose {'whole numbers ' * whole}{limit}")
-
-
-def _dataset(config: ml_collections.ConfigDict) -> Dataset:
-    where = (config.data_dir, config.download)
-    loaders: dict[str, Callable[[], Dataset]] = {
-        "digits": data.digits,
-        "procedural": data.procedural,
-        "mnist": lambda: data.idx_dataset(data.MNIST, *where),
-        "fashion_mnist": lambda: data.idx_dataset(data.FASHION_MNIST, *where),
-        "cifar10": lambda: data.cifar10(*where),
-        "cifar100": lambda: data.cifar100(*where),
+def _choices() -> dict[str, Collection[str]]:
+    """The names that each field may have which becomes code here."""
+    plain = {
+        name for name, maker in methods().items() if "estimator" not in inspect.signature(maker).parameters
     }
-    return _choose("dataset", config.dataset, loaders)()
+    return {
+        "dataset": _LOADERS,
+        "model.name": _MODELS,
+        "model.norm": NORMS,
+        "model.backward_rule": _BACKWARD_RULES,
+        "model.dtype": _DTYPES,
+        "estimator.name": methods(),
+        "estimator.bp_lambda.estimator": plain,
+        "optimizer.schedule": _SCHEDULES,
+        "estimator_optimizer.schedule": _SCHEDULES,
+        "parallel.mode": _MODES,
+        "step": _STEPS,
+    }
 
 
 def _network(
@@ -207,35 +183,20 @@ def _network(
 ) -> tuple[list[Module], Estimator]:
     layers = _layers(config.model, num_classes, axis_name)
     modules = cut(layers, parse_boundaries(config.boundaries, len(layers)))
-    rule = _choose("model.backward_rule", config.model.backward_rule, _BACKWARD_RULES)
+    rule = _BACKWARD_RULES[config.model.backward_rule]
     if rule is not None:
         modules = [with_backward_rule(module, rule) for module in modules]
     return modules, _estimator(config.estimator, num_classes, config.estimator.name)
 
 
 def _layers(config: ml_collections.ConfigDict, num_classes: int, axis_name: str | None) -> list[Module]:
-    _choose("model.norm", config.norm, dict.fromkeys(NORMS))
-    dtype = _choose("model.dtype", config.dtype, _DTYPES)
-    makers: dict[str, Callable[[], list[Module]]] = {
-        "mlp": lambda: models.mlp(
-            config.mlp.depth,
-            config.mlp.width,
-            num_classes,
-            norm=config.norm,
-            dropout=config.mlp.dropout,
-            dtype=dtype,
-            axis_name=axis_name,
-        ),
-        "cnn": lambda: models.cnn(
-            config.cnn.features,
-            num_classes,
-            kernel_size=config.cnn.kernel_size,
-            norm=config.norm,
-            dtype=dtype,
-            axis_name=axis_name,
-        ),
-    }
-    return _choose("model.name", config.name, makers)()
+    return _MODELS[config.name](
+        config[config.name],
+        num_classes,
+        norm=config.norm,
+        dtype=_DTYPES[config.dtype],
+        axis_name=axis_name,
+    )
 
 
 def _execution(
@@ -247,16 +208,8 @@ def _execution(
       (name of a mapped axis, or None -> a learner for it), preprocess -> Execution.
     """
     mode, devices, processes = config.parallel.mode, config.parallel.devices, jax.process_count()
-    ways: dict[str, tuple[str | None, Callable[..., Execution]]] = {
-        "none": (None, parallel.one_device),
-        "mesh": (None, parallel.on_mesh),
-        "shard_map": (parallel.AXIS, parallel.by_shard_map),
-        "pmap": (parallel.AXIS, parallel.by_pmap),
-        "pipeline": (None, staged.by_pipeline),
-    }
-    axis_name, make = _choose("parallel.mode", mode, ways)
-    step = _choose("step", config.step, {name: name for name in ("fused", "stacked", "dispatched")})
-    if step == "dispatched":
+    axis_name, make = _MODES[mode]
+    if config.step == "dispatched":
         if mode != "none":
             raise UsageError(
                 "config.step is 'dispatched', which uses one device, but config.parallel.mode is"
@@ -296,7 +249,7 @@ def _is_method(maker: Callable) -> bool:
 
 def make_estimator(name: str, num_classes: int, context: Context, **options: Any) -> Estimator:
     """The estimator called `name`, told of the classes and the context if it asks for them."""
-    maker = _choose("estimator.name", name, methods())
+    maker = methods()[name]
     given = {"num_outputs": num_classes, "num_classes": num_classes, "context": context}
     asked = inspect.signature(maker).parameters
     return maker(**{field: value for field, value in given.items() if field in asked}, **options)
@@ -317,9 +270,4 @@ def _clipped(adam: optax.GradientTransformation, clip_norm: float) -> optax.Grad
 
 
 def _learning_rate(config: ml_collections.ConfigDict, field: str, steps: float) -> Any:
-    rate = config[field].learning_rate
-    schedules = {
-        "constant": lambda: rate,
-        "cosine": lambda: optax.cosine_decay_schedule(rate, max(round(steps), 1)),
-    }
-    return _choose(f"{field}.schedule", config[field].schedule, schedules)()
+    return _SCHEDULES[config[field].schedule](config[field].learning_rate, steps)

@@ -9,7 +9,6 @@ The seeds of a method are trained together, by `vmap` where that is faster than 
 """
 
 import json
-import math
 import platform
 import sys
 import time
@@ -25,7 +24,8 @@ from ml_collections import ConfigDict, config_flags
 import command_line
 from benchmarks.timing import interleaved_seconds, median_ratio
 from configs.compare import SIZES
-from decoupled.builder import build, check_range, methods, value_of
+from decoupled.builder import build, methods
+from decoupled.config_checks import check_range, value_of, whole
 from decoupled.data import shuffled_batches
 from decoupled.errors import TrainingError, UsageError
 from decoupled.training.loop import Job
@@ -75,7 +75,7 @@ def sized(config: ConfigDict) -> ConfigDict:
     if missing := {"seeds", "methods", "timing_turns"} - set(config.keys()):
         raise UsageError(f"this config has no {', '.join(sorted(missing))}: use configs/compare.py")
     for field, least in (("seeds", 1), ("timing_turns", 0)):
-        check_range(config, field, least, math.inf, whole=True)
+        check_range(config, field, whole(least))
     config, flat = ConfigDict(config.to_dict()), SIZES.get(config.dataset, {})
     for field in SIZES["digits"]:
         if value_of(config, field) is None:

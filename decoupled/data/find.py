@@ -9,10 +9,13 @@ from typing import Any, NamedTuple
 import pooch
 import requests
 from absl import logging
+from tqdm import tqdm
 
 from decoupled.errors import DataError
 
 _CONNECT_SECONDS = 15
+# CIFAR-10, the largest published file, has 163 MiB.
+_MOST_BYTES = 1 << 28
 
 
 class Source(NamedTuple):
@@ -20,7 +23,7 @@ class Source(NamedTuple):
 
     Attributes:
       name: of the data set, and of its folder under a data directory.
-      url: https address of the folder that holds the files.
+      url: https address of the folder that holds the files; no other kind is fetched from.
       sha256: of each file, by name, as published.
       system_folders: where operating systems install it.
       hint: what a person without a network can do.
@@ -73,6 +76,8 @@ def find_or_download(
 
 def _reason(error: OSError | ValueError) -> str:
     """Why a download failed, in a few words; connection errors spell out their whole history."""
+    if isinstance(error, requests.exceptions.InvalidSchema):
+        return "its address is, or leads to, one that is not https"
     if isinstance(error, requests.RequestException) and not isinstance(error, requests.HTTPError):
         return type(error).__name__
     return " ".join(str(error).split())
@@ -88,12 +93,28 @@ def _download(source: Source, name: str, cache: Path) -> Path:
     if path.exists() and _sha256(path) == source.sha256[name]:
         return path
     logging.info("downloading %s", source.url + name)
-    downloader: Any = pooch.HTTPDownloader(
-        progressbar=sys.stderr.isatty(), timeout=_CONNECT_SECONDS, allow_redirects=True
-    )
     pooch.get_logger().setLevel("WARNING")
-    pooch.retrieve(source.url + name, f"sha256:{source.sha256[name]}", name, cache, downloader=downloader)
+    fetch: Any = _fetch
+    pooch.retrieve(source.url + name, f"sha256:{source.sha256[name]}", name, cache, downloader=fetch)
     return path
+
+
+def _fetch(url: str, output_file: str, _: object) -> None:
+    """What pooch calls to download: over https only, wherever redirects lead, and no endless file.
+
+    Raises:
+      requests.RequestException, ValueError: it is not to be had.
+    """
+    with requests.Session() as session, open(output_file, "wb") as file:
+        del session.adapters["http://"]  # It can now speak https alone.
+        with session.get(url, timeout=_CONNECT_SECONDS, stream=True) as response:
+            response.raise_for_status()
+            total = int(response.headers.get("content-length", 0)) or None
+            with tqdm(total=total, unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as progress:
+                for piece in response.iter_content(1 << 16):
+                    progress.update(file.write(piece))
+                    if file.tell() > _MOST_BYTES:
+                        raise ValueError(f"it is longer than {_MOST_BYTES} bytes")
 
 
 def _sha256(path: Path) -> str:

@@ -4,40 +4,46 @@ Layout: two zero bytes, a type byte (8: unsigned bytes), the number of dimension
 big-endian 32-bit integer, then the values. (Described at yann.lecun.com/exdb/mnist.)
 """
 
-import gzip
 import math
 import struct
-import zlib
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
 from decoupled.data.dataset import Split, checked_split
+from decoupled.data.files import GZIP_MAGIC, Reader, Unzipped, opened, read_up_to
 from decoupled.errors import DataError
 
 _UNSIGNED_BYTE = 8
-_GZIP_MAGIC = b"\x1f\x8b"
-_MOST_BYTES = 1 << 31
+# The largest published file, 60000 images of 28x28, has 45 MiB.
+_MOST_BYTES = 1 << 26
 
 
-def read_idx(path: Path, rank: int) -> np.ndarray:
+def read_idx(path: Path, rank: int, most_bytes: int = _MOST_BYTES) -> np.ndarray:
     """Reads unsigned bytes of `rank` dimensions.
 
-    No more is read than the header promises, so a damaged file cannot fill the memory.
+    No more is read, or unpacked, than the header promises and a byte; memory is taken for what is there.
+
+    Args:
+      path: of the file, gzipped or not.
+      rank: number of dimensions that it must have.
+      most_bytes: that it may promise.
 
     Raises:
       DataError: the file is not such an IDX file, is cut short or goes on too long.
     """
-    try:
-        with _open(path) as file:
-            dimensions = _read_header(file, path, rank)
-            size = math.prod(dimensions)
-            if size > _MOST_BYTES:
-                raise DataError(f"{path}: its header promises {size} bytes; that is no data set")
-            values = file.read(size + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
+    with opened(path) as file:
+        zipped = file.read(2) == GZIP_MAGIC
+        file.seek(0)
+        header_bytes = 4 * (rank + 1)
+        reader = Unzipped(file, path, header_bytes + most_bytes + 1) if zipped else file
+        dimensions = _read_header(reader, path, rank)
+        size = math.prod(dimensions)
+        # No images, but each of a pixel more than memory has addresses, are too many for NumPy too.
+        if math.prod(max(dimension, 1) for dimension in dimensions) > most_bytes:
+            promised = " x ".join(map(str, dimensions))
+            raise DataError(f"{path}: its header promises {promised} bytes; that is no data set")
+        values = read_up_to(reader, size + 1)
     if len(values) != size:
         found = "more" if len(values) > size else f"only {len(values)}"
         raise DataError(f"{path}: its header promises {size} bytes, the file has {found}")
@@ -50,20 +56,14 @@ def read_idx_split(images_path: Path, labels_path: Path, num_classes: int) -> Sp
     return checked_split(images, read_idx(labels_path, rank=1), num_classes, str(labels_path))
 
 
-def _open(path: Path) -> BinaryIO | gzip.GzipFile:
-    with open(path, "rb") as file:
-        gzipped = file.read(2) == _GZIP_MAGIC
-    return gzip.open(path, "rb") if gzipped else open(path, "rb")
-
-
-def _read_header(file: BinaryIO | gzip.GzipFile, path: Path, rank: int) -> tuple[int, ...]:
-    start = file.read(4)
+def _read_header(reader: Reader, path: Path, rank: int) -> tuple[int, ...]:
+    start = read_up_to(reader, 4)
     if start != bytes([0, 0, _UNSIGNED_BYTE, rank]):
         raise DataError(
             f"{path}: not an IDX file of unsigned bytes in {rank} dimensions"
             f" (it starts with {start.hex(' ') or 'nothing'})"
         )
-    sizes = file.read(4 * rank)
+    sizes = read_up_to(reader, 4 * rank)
     if len(sizes) != 4 * rank:
         raise DataError(f"{path}: ends within its header")
     return struct.unpack(f">{rank}I", sizes)

@@ -1,6 +1,6 @@
 """MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100: where each is published and how it is read."""
 
-from decoupled.data.cifar_binary import read_cifar_split
+from decoupled.data.cifar_binary import Layout, read_cifar
 from decoupled.data.dataset import Dataset
 from decoupled.data.find import Source, find_or_download
 from decoupled.data.idx import read_idx_split
@@ -59,6 +59,14 @@ CIFAR100 = Source(
     hint=_CIFAR_HINT,
 )
 
+CIFAR10_LAYOUT = Layout(
+    train={f"data_batch_{i}.bin": 10_000 for i in range(1, 6)},
+    test={"test_batch.bin": 10_000},
+    label_bytes=1,
+    num_classes=10,
+)
+CIFAR100_LAYOUT = Layout({"train.bin": 50_000}, {"test.bin": 10_000}, label_bytes=2, num_classes=100)
+
 
 def idx_dataset(source: Source, data_dir: str = "", download: bool = True) -> Dataset:
     """MNIST or Fashion-MNIST, from IDX files, gzipped or not."""
@@ -76,18 +84,20 @@ def idx_dataset(source: Source, data_dir: str = "", download: bool = True) -> Da
     return Dataset(source.name, 10, train, test)
 
 
-def cifar10(data_dir: str = "", download: bool = True) -> Dataset:
+def cifar10(data_dir: str = "", download: bool = True, layout: Layout = CIFAR10_LAYOUT) -> Dataset:
     """CIFAR-10, from its binary archive or the folder it unpacks to."""
     names = ("cifar-10-binary.tar.gz", "cifar-10-batches-bin")
-    (path,) = find_or_download(CIFAR10, [names], data_dir, download)
-    batches = [f"data_batch_{i}.bin" for i in range(1, 6)]
-    train = read_cifar_split(path, batches, label_bytes=1, num_classes=10)
-    return Dataset("cifar10", 10, train, read_cifar_split(path, ["test_batch.bin"], 1, 10))
+    return _cifar(CIFAR10, names, data_dir, download, layout)
 
 
-def cifar100(data_dir: str = "", download: bool = True) -> Dataset:
+def cifar100(data_dir: str = "", download: bool = True, layout: Layout = CIFAR100_LAYOUT) -> Dataset:
     """CIFAR-100 with its 100 fine labels, from its binary archive or the folder it unpacks to."""
     names = ("cifar-100-binary.tar.gz", "cifar-100-binary")
-    (path,) = find_or_download(CIFAR100, [names], data_dir, download)
-    train = read_cifar_split(path, ["train.bin"], label_bytes=2, num_classes=100)
-    return Dataset("cifar100", 100, train, read_cifar_split(path, ["test.bin"], 2, 100))
+    return _cifar(CIFAR100, names, data_dir, download, layout)
+
+
+def _cifar(
+    source: Source, names: tuple[str, str], data_dir: str, download: bool, layout: Layout
+) -> Dataset:
+    (path,) = find_or_download(source, [names], data_dir, download)
+    return Dataset(source.name, layout.num_classes, *read_cifar(path, layout))

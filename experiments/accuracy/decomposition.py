@@ -15,7 +15,7 @@ import argparse
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,12 +48,12 @@ class Shares(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """At one boundary, for many examples: (examples, features)."""
+    """At one boundary, for many examples: arrays (examples, features)."""
 
-    inputs: np.ndarray
-    true: np.ndarray
-    target: np.ndarray
-    estimate: np.ndarray
+    inputs: Any
+    true: Any
+    target: Any
+    estimate: Any
 
 
 def error_features(est_params: PyTree, h: Array, y: Array) -> Array:
@@ -91,7 +91,7 @@ def trained_for(job: Job, steps: int) -> LearnerState:
     """The state after so many of a run's steps."""
     batches = batches_from(0, job.dataset.train, job.batch_size, job.seed, job.epochs, slice(None))
     init_key, step_key = jax.random.split(jax.random.key(job.seed))
-    x = job.preprocess.evaluate(job.dataset.train.images[: job.batch_size])
+    x = job.preprocess.evaluate(jnp.asarray(job.dataset.train.images[: job.batch_size]))
     state = jax.jit(job.learner.init)(init_key, x, job.dataset.train.labels[: job.batch_size])
     totals = no_totals(job.learner)
     step = None

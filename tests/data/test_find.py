@@ -1,37 +1,51 @@
-"""Where files are looked for, and downloads from a server of the test's own."""
+"""Where files are looked for, and downloads over a transport of the test's own."""
 
-import functools
 import hashlib
-import http.server
-import threading
+import io
 
 import pytest
+import requests
 
 from decoupled import DataError
+from decoupled.data import find as find_module
 from decoupled.data import published
 from decoupled.data.find import Source, find_or_download
 
 CONTENT = b"some data"
+SITE = "https://things.example/"
 
 
-class QuietHandler(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, format, *args):
-        pass
+class Network:
+    """Answers requests from a table; remembers which addresses were asked.
+
+    Attributes:
+      answers: by address, (status, headers, body).
+    """
+
+    def __init__(self):
+        self.answers = {f"{SITE}file.gz": (200, {}, CONTENT)}
+        self.asked = []
+
+    def send(self, adapter, request, **options):
+        self.asked.append(request.url)
+        assert options["verify"]  # the server's certificate
+        if request.url not in self.answers:
+            raise requests.ConnectionError("a long history")
+        answer = requests.Response()
+        answer.status_code, headers, body = self.answers[request.url]
+        answer.url, answer.request = request.url, request
+        answer.headers.update(headers)
+        answer.raw = io.BytesIO(body)
+        return answer
 
 
 @pytest.fixture
-def server(tmp_path):
-    """Address of a folder served on the loopback, with one file in it."""
-    folder = tmp_path / "served"
-    folder.mkdir()
-    (folder / "file.gz").write_bytes(CONTENT)
-    handler = functools.partial(QuietHandler, directory=folder)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
-        thread = threading.Thread(target=running.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{running.server_port}/"
-        running.shutdown()
-        thread.join()
+def network(monkeypatch):
+    made = Network()
+    monkeypatch.setattr(
+        "requests.adapters.HTTPAdapter.send", lambda *given, **options: made.send(*given, **options)
+    )
+    return made
 
 
 @pytest.fixture
@@ -40,7 +54,7 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache" / "decoupled" / "things"
 
 
-def source(url="http://127.0.0.1:1/", digest=None, folders=()):
+def source(url=SITE, digest=None, folders=()):
     digest = digest or hashlib.sha256(CONTENT).hexdigest()
     return Source("things", url, {"file.gz": digest}, folders, "Try something else.")
 
@@ -58,19 +72,56 @@ def test_the_data_folder_comes_before_the_systems(tmp_path, cache):
     assert find(here) == [tmp_path / "system/file"]
 
 
-def test_download_into_the_cache_and_use_it_again(server, cache):
-    assert find(source(server)) == [cache / "file.gz"]
+def test_download_into_the_cache_and_use_it_again(network, cache):
+    assert find(source()) == [cache / "file.gz"]
     assert (cache / "file.gz").read_bytes() == CONTENT
     assert find(source()) == [cache / "file.gz"]
+    assert network.asked == [f"{SITE}file.gz"]
 
 
-def test_a_wrong_sha256_leaves_nothing_behind(server, cache):
+def test_a_wrong_sha256_leaves_nothing_behind(network, cache):
     with pytest.raises(DataError, match="gave no good copy"):
-        find(source(server, digest="0" * 64))
+        find(source(digest="0" * 64))
     assert not list(cache.glob("*"))
 
 
-def test_unreachable_and_switched_off(cache, tmp_path):
+def test_redirects_are_followed_over_https_only(network, cache):
+    network.answers[f"{SITE}file.gz"] = (302, {"location": "https://other.example/file"}, b"")
+    for end in ("http://other.example/file", "ftp://other.example/file", "file:///etc/hostname"):
+        network.answers["https://other.example/file"] = (301, {"location": end}, b"")
+        with pytest.raises(DataError, match=r"https://things.example/ gave no good copy \(.* not https\)"):
+            find(source())
+    assert all(address.startswith("https://") for address in network.asked)
+    assert not list(cache.glob("*"))
+    network.answers["https://other.example/file"] = (200, {}, CONTENT)
+    assert find(source()) == [cache / "file.gz"]
+
+
+def test_http_is_not_even_asked(network, cache):
+    with pytest.raises(DataError, match="one that is not https"):
+        find(source("http://things.example/"))
+    assert not network.asked
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ((404, {}, b""), "404"),
+        ((200, {"content-length": "many"}, CONTENT), "invalid literal"),
+        ((200, {}, CONTENT * 9), "longer than 64 bytes"),
+    ],
+)
+def test_bad_answers(network, cache, monkeypatch, answer, message):
+    monkeypatch.setattr(find_module, "_MOST_BYTES", 64)
+    network.answers[f"{SITE}file.gz"] = answer
+    with pytest.raises(DataError, match=message) as caught:
+        find(source())
+    assert "\n" not in str(caught.value)
+    assert not list(cache.glob("*"))
+
+
+def test_unreachable_and_switched_off(network, cache, tmp_path):
+    network.answers.clear()
     with pytest.raises(DataError) as caught:
         find(source(folders=("/nowhere",)), data_dir=str(tmp_path))
     message = str(caught.value)

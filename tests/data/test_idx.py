@@ -39,9 +39,16 @@ GOOD = idx_bytes(np.arange(24, dtype=np.uint8).reshape(2, 3, 4))
         (GOOD[:-1], "promises 24 bytes, the file has only 23"),
         (GOOD + b"x", "promises 24 bytes, the file has more"),
         (b"\0\0\x08\x03" + b"\xff" * 12, "that is no data set"),
+        (
+            b"\0\0\x08\x03" + b"\0" * 4 + b"\xff" * 8,
+            "promises 0 x 4294967295 x 4294967295 bytes; that is no",
+        ),
         # The content is the test's name, the same for every worker only without the time in it.
         (gzip.compress(GOOD, mtime=0)[:-9], "cannot be read"),
         (b"\x1f\x8b" + b"junk" * 10, "cannot be read"),
+        (gzip.compress(GOOD, mtime=0) + b"more", "something follows its gzip data"),
+        (gzip.compress(GOOD, mtime=0) * 2, "something follows its gzip data"),
+        (gzip.compress(GOOD + b"x", mtime=0), "promises 24 bytes, the file has more"),
     ],
 )
 def test_damaged_files_are_named_in_one_line(tmp_path, content, message):
@@ -60,6 +67,11 @@ def test_any_bytes_give_an_array_or_a_data_error(tmp_path_factory, junk, keep):
         path.write_bytes(content)
         with contextlib.suppress(DataError):
             assert read_idx(path, rank=3).ndim == 3
+
+
+def test_zeros_that_fill_up_a_block_may_follow_gzip(tmp_path):
+    (tmp_path / "file").write_bytes(gzip.compress(GOOD, mtime=0) + b"\0" * 100_000)
+    assert read_idx(tmp_path / "file", rank=3).shape == (2, 3, 4)
 
 
 def test_missing_file(tmp_path):

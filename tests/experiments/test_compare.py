@@ -105,7 +105,7 @@ def test_a_seed_gives_what_train_gives(tmp_path):
     [
         (["--config.methods=prob"], "config.methods names 'prob': choose from backprop"),
         (["--config.dataset=procedural"], "no default for the data set 'procedural': set it"),
-        (["--config.seeds=0"], "config.seeds is 0: choose whole numbers at least 1"),
+        (["--config.seeds=0"], "config.seeds is 0: choose a whole number from 1 to"),
         (["--config=configs/digits.py"], "has no methods, seeds, timing_turns: use configs/compare.py"),
         (["--config.boundaries=none"], "leaves nothing to compare"),
         (["--config.epoch=3"], "did you mean"),

@@ -1,0 +1,158 @@
+"""What the fields of a config may be, checked once, before anything slow.
+
+configs/base.py describes the fields. What depends on the data, on devices or on several fields at once is
+checked where that is known.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
+
+import ml_collections
+
+from decoupled.errors import UsageError
+
+_MOST_COUNTED = 2**31 - 1  # by the int32 counters on devices
+_MOST_FLOAT32 = 3.4028234663852886e38
+
+
+class Range(NamedTuple):
+    """The numbers that a field may be.
+
+    Attributes:
+      least, most: the ends, both allowed.
+      whole: integers only.
+      below: `most` itself is not allowed.
+      several: the field is a tuple of such numbers.
+    """
+
+    least: float
+    most: float
+    whole: bool = False
+    below: bool = False
+    several: bool = False
+
+    def allows(self, value: Any) -> bool:
+        """Whether a field may have this value."""
+        if self.several:
+            return isinstance(value, tuple | list) and all(map(self._allows_one, value))
+        return self._allows_one(value)
+
+    def _allows_one(self, value: Any) -> bool:
+        if isinstance(value, bool) or not isinstance(value, int if self.whole else int | float):
+            return False
+        # Written so that nan is refused.
+        return self.least <= value <= self.most and not (self.below and value == self.most)
+
+    def __str__(self) -> str:
+        kind = f"{'whole ' * self.whole}number"
+        most = str(self.most) if isinstance(self.most, int) else f"{self.most:.2g}"
+        ends = f"from {self.least} up to, but not, {most}" if self.below else f"from {self.least} to {most}"
+        return f"a tuple of {kind}s {ends}" if self.several else f"a {kind} {ends}"
+
+
+def whole(least: int, most: int = _MOST_COUNTED, several: bool = False) -> Range:
+    """Integers from `least`."""
+    return Range(least, most, whole=True, several=several)
+
+
+_NOT_NEGATIVE = Range(0, _MOST_FLOAT32)
+_FRACTION = Range(0, 1)
+_BELOW_ONE = Range(0, 1, below=True)
+
+RANGES: dict[str, Range] = {
+    "seed": whole(0, 2**32 - 1),
+    "validation_examples": whole(0),
+    "crop_padding": whole(0),
+    "model.mlp.depth": whole(0),
+    "model.mlp.width": whole(1),
+    "model.mlp.dropout": _BELOW_ONE,
+    "model.cnn.features": whole(1, several=True),
+    "model.cnn.kernel_size": whole(1),
+    "estimator.mlp.hidden": whole(1, several=True),
+    "estimator.convolutional.features": whole(1, several=True),
+    "estimator.convolutional.kernel_size": whole(1),
+    "estimator.recursive_least_squares.decay": _BELOW_ONE,
+    "estimator.recursive_least_squares.ridge": _NOT_NEGATIVE,
+    "estimator.recursive_least_squares.solve_every": whole(1),
+    "estimator.bp_lambda.lam": _FRACTION,
+    "estimator.local_loss.hidden": whole(1, several=True),
+    "estimator.similarity.weight": _FRACTION,
+    "estimator.similarity.width": whole(1),
+    "estimator.noise.scale": _NOT_NEGATIVE,
+    "optimizer.learning_rate": _NOT_NEGATIVE,
+    "optimizer.weight_decay": _NOT_NEGATIVE,
+    "optimizer.clip_norm": _NOT_NEGATIVE,
+    "estimator_optimizer.learning_rate": _NOT_NEGATIVE,
+    "estimator_optimizer.clip_norm": _NOT_NEGATIVE,
+    "update_probability": _FRACTION,
+    "parallel.stages": whole(1),
+    "parallel.devices": whole(0),
+    "epochs": whole(1),
+    "batch_size": whole(1),
+    "log_every": whole(1),
+    "alignment_every": whole(1),
+    "checkpoint_every": whole(0),
+}
+_YES_OR_NO = (
+    "download",
+    "flip",
+    "estimator.conditioned",
+    "estimator.local_loss.linear",
+    "skip_not_finite",
+    "show_test",
+)
+_TEXTS = ("data_dir", "boundaries")
+
+
+def check(config: ml_collections.ConfigDict, choices: Mapping[str, Collection[str]]) -> None:
+    """Refuses a config with a value that no run can use.
+
+    Args:
+      config: as in configs/base.py.
+      choices: the names that a field may have, by its dotted path.
+
+    Raises:
+      UsageError: says which field has which value, and what it may be.
+    """
+    for field, names in choices.items():
+        value = value_of(config, field)
+        if not isinstance(value, str) or value not in names:
+            raise _refused(field, value, f"one of {', '.join(sorted(names))}")
+    for field, allowed in RANGES.items():
+        check_range(config, field, allowed)
+    for fields, kind, name in ((_YES_OR_NO, bool, "True or False"), (_TEXTS, str, "a text")):
+        for field in fields:
+            if not isinstance(value := value_of(config, field), kind):
+                raise _refused(field, value, name)
+
+
+def check_range(config: ml_collections.ConfigDict, field: str, allowed: Range) -> None:
+    """Refuses a field that is out of its range.
+
+    Raises:
+      UsageError: it is.
+    """
+    value = value_of(config, field)
+    if not allowed.allows(value):
+        raise _refused(field, value, str(allowed))
+
+
+def value_of(config: ml_collections.ConfigDict, field: str) -> Any:
+    """A field by its dotted path, like "model.mlp.width".
+
+    Raises:
+      UsageError: the config has no such field.
+    """
+    value: Any = config
+    for part in field.split("."):
+        if not isinstance(value, ml_collections.ConfigDict) or part not in value:
+            raise UsageError(
+                f"config.{field} is missing: start from configs/base.py, which has every field"
+            )
+        value = value[part]
+    return value
+
+
+def _refused(field: str, value: Any, allowed: str) -> UsageError:
+    shown = " ".join(repr(value).split("\n")).strip()  # a section where a value should be has many lines
+    return UsageError(f"config.{field} is {shown}: choose {allowed}")
