@@ -16,8 +16,8 @@ PARAMS = {"w": jnp.ones((2, 3)), "b": jnp.zeros(3)}
 GOOD = jax.tree.map(jnp.ones_like, PARAMS)
 
 
-def bad(value):
-    return {"w": GOOD["w"].at[1, 2].set(value), "b": GOOD["b"]}
+def bad(value, where="b"):
+    return {**GOOD, where: GOOD[where].at[..., 2].set(value)}
 
 
 def descend(optimizer, gradients):
@@ -43,14 +43,21 @@ def test_the_first_is_remembered_and_all_are_counted(value):
 
 def test_skipped_updates_change_nothing():
     adam = optax.adam(0.1)
-    params, state = descend(watched(adam, skip=True), [GOOD, bad(np.nan), bad(np.inf), GOOD])
+    params, state = descend(watched(adam, skip=True), [GOOD, bad(np.nan, "w"), bad(np.inf), GOOD])
     chex.assert_trees_all_equal((params, state.inner), descend(adam, [GOOD, GOOD]))
     assert (int(state.not_finite), int(state.first)) == (2, 2)
 
 
 def test_opposite_infinities_do_not_cancel():
-    gradient = {"w": GOOD["w"].at[0].set(jnp.array([jnp.inf, -jnp.inf, 0])), "b": GOOD["b"]}
+    gradient = {"w": GOOD["w"], "b": jnp.array([jnp.inf, -jnp.inf, 0])}
     _, state = descend(watched(optax.sgd(0.1)), [gradient])
+    assert int(state.not_finite) == 1
+
+
+def test_matrices_are_looked_at_where_there_is_no_vector():
+    optimizer = watched(optax.sgd(0.1))
+    params = {"w": PARAMS["w"]}
+    _, state = optimizer.update({"w": bad(np.nan, "w")["w"]}, optimizer.init(params), params)
     assert int(state.not_finite) == 1
 
 
@@ -85,10 +92,10 @@ def test_a_chain_is_read_by_name(stacked):
     assert [watch.updates for watch in watches] == [2] * len(watches)
     names = {watch.name for watch in watches if watch.first}
     assert len(watches) == 5 + 4
-    # Its own gradient is zero, since no ReLU passes on what is not a number; but all above it is spoilt,
-    # and below it the estimator that it gives a target.
+    # No ReLU passes back what is not a number, so that the blocks' biases have a gradient of zero; but the
+    # output is spoilt, and all the estimators that blocks give a target to.
     assert names == {
-        *(f"the gradient of {name}" for name in ("block_2", last.name)),
+        f"the gradient of {last.name}",
         *(f"the fit of the estimator after block_{i}" for i in range(3)),
     }
     assert {watch.first for watch in watches if watch.first} == {2}

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from decoupled.estimators.synthetic_gradient import flatten
@@ -80,13 +81,18 @@ class AuxiliaryHead(nn.Module):
 
     @nn.compact
     def __call__(self, h: Array) -> Array:
-        first = h = flatten(h)
-        for features in self.hidden:
+        h = flatten(h)
+        if not self.hidden or not self.linear:
+            return self._above(h, self.hidden, bias=True)
+        # One product for both layers that read h, since thin ones are slow.
+        first, *others = self.hidden
+        both = nn.Dense(first + self.num_outputs, kernel_init=_zeros_in_the_last(self.num_outputs))(h)
+        return self._above(nn.relu(both[:, :first]), others, bias=False) + both[:, first:]
+
+    def _above(self, h: Array, hidden: Sequence[int], bias: bool) -> Array:
+        for features in hidden:
             h = nn.relu(nn.Dense(features)(h))
-        out = nn.Dense(self.num_outputs, kernel_init=nn.initializers.zeros)(h)
-        if self.linear and self.hidden:
-            out += nn.Dense(self.num_outputs, use_bias=False, kernel_init=nn.initializers.zeros)(first)
-        return out
+        return nn.Dense(self.num_outputs, use_bias=bias, kernel_init=nn.initializers.zeros)(h)
 
     def predict(self, params: PyTree, h: Array) -> Array:
         """Its output with given parameters."""
@@ -98,3 +104,14 @@ class AuxiliaryHead(nn.Module):
         """Those to start from, for activations like h."""
         with own_layers():
             return self.init(key, h)["params"]
+
+
+def _zeros_in_the_last(count: int) -> Callable[..., Array]:
+    """A kernel as `nn.Dense` has it by default, but for the last columns."""
+
+    def init(key: Key, shape: tuple[int, int], dtype: Any = jnp.float32) -> Array:
+        inputs, outputs = shape
+        kernel = nn.initializers.lecun_normal()(key, (inputs, outputs - count), dtype)
+        return jnp.concatenate([kernel, jnp.zeros((inputs, count), dtype)], axis=1)
+
+    return init

@@ -134,11 +134,15 @@ def test_local_loss_gives_the_gradient_of_its_head(hidden, linear):
     )
 
     def mean_loss(est_params, h):
-        beside = h @ est_params[f"Dense_{len(hidden) + 1}"]["kernel"] if hidden and linear else 0
-        for i in range(len(hidden)):
-            h = jax.nn.relu(h @ est_params[f"Dense_{i}"]["kernel"] + est_params[f"Dense_{i}"]["bias"][None])
+        beside = 0
+        for i, width in enumerate(hidden):
+            h = h @ est_params[f"Dense_{i}"]["kernel"] + est_params[f"Dense_{i}"]["bias"][None]
+            if linear and i == 0:  # the last columns are those of the linear layer
+                h, beside = h[:, :width], h[:, width:]
+            h = jax.nn.relu(h)
         last = est_params[f"Dense_{len(hidden)}"]
-        log_p = jax.nn.log_softmax(h @ last["kernel"] + last["bias"][None] + beside)
+        bias = last["bias"][None] if "bias" in last else 0
+        log_p = jax.nn.log_softmax(h @ last["kernel"] + bias + beside)
         return -jnp.take_along_axis(log_p, y[:, None], 1).mean()
 
     loss, (grad_params, grad_h) = jax.value_and_grad(mean_loss, (0, 1))(est_params, h)
@@ -146,6 +150,18 @@ def test_local_loss_gives_the_gradient_of_its_head(hidden, linear):
     fit_loss, est_gradient = estimator.training_gradient(est_params, h, y, None)
     assert fit_loss == pytest.approx(float(loss), rel=1e-5)
     chex.assert_trees_all_close(est_gradient, grad_params, atol=1e-6)
+
+
+@pytest.mark.parametrize("hidden", [(), (5,), (5, 4)])
+def test_a_head_starts_at_zero_and_its_hidden_layers_do_not(hidden):
+    h, y = activations()
+    est_params = estimators.local_loss(helpers.CLASSES, hidden).init(KEY, h, y)
+    kernels = [est_params[f"Dense_{i}"]["kernel"] for i in range(len(hidden) + 1)]
+    assert not kernels[-1].any()
+    if hidden:
+        assert kernels[0].shape == (6, 5 + helpers.CLASSES)
+        assert not kernels[0][:, 5:].any()
+        assert np.var(kernels[0][:, :5]) == pytest.approx(1 / 6, rel=0.5)
 
 
 def test_similarity_loss_by_hand():
