@@ -20,7 +20,7 @@ MUTANTS = (
         _DATASET,
         "order = np.random.default_rng((seed, epoch)).permutation(len(split))",
         "order = np.random.default_rng(epoch).permutation(len(split))",
-        _BATCHES,
+        _EXAMPLES,
     ),
     Mutant(
         "labels of the first batch with every batch",

@@ -53,12 +53,26 @@ def test_accuracies_are_those_of_the_split_they_name():
     train = made.dataset.train.images.astype(np.float64)
     mean, deviation = train.mean(), train.std()
 
-    def accuracy(split):
+    def logits(split):
         x = (split.images.reshape(len(split), -1) - mean) / deviation
-        return float(np.mean((x @ dense["kernel"] + dense["bias"]).argmax(1) == split.labels))
+        return x @ dense["kernel"] + dense["bias"]
+
+    def accuracy(split):
+        return float(np.mean(logits(split).argmax(1) == split.labels))
+
+    def loss(split):
+        out = logits(split)
+        return float(np.mean(np.log(np.exp(out).sum(1)) - out[np.arange(len(split)), split.labels]))
 
     told = {line["kind"]: line["accuracy"] for line in kept.lines if line["kind"] != "train"}
     expected = {"validation": accuracy(made.validation), "test": accuracy(made.dataset.test)}
     assert len({*expected.values(), accuracy(made.dataset.train)}) == 3
     assert told == pytest.approx(expected, abs=1e-9)
     assert summary["test_accuracy"] == told["test"]
+    assert summary["test_loss"] == pytest.approx(loss(made.dataset.test), rel=1e-4)
+
+
+def test_the_seed_alone_changes_the_order_of_examples():
+    split = data.digits().test
+    first = [next(data.shuffled_batches(split, 100, seed, epoch=1))[1] for seed in (0, 1)]
+    assert (first[0] != first[1]).any()
