@@ -1,22 +1,31 @@
 # Two commands do all the set-up on a fresh machine with Python 3.11 or newer:
 #   make train   trains configs/digits.py (ARGS="--config=..." for another)
-#   make test    runs the tests
+#   make test    runs the tests, and tells which lines they miss
 
 PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
 
-.PHONY: train test test-all check fuzz bench results compare paper paper-full
+TESTS := -m pytest --numprocesses=auto --dist=loadscope
+
+.PHONY: train test test-all mutants check fuzz bench results compare paper paper-full
 
 train: .venv/installed
 	$(BIN)/python train.py $(or $(ARGS),--config=configs/digits.py)
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest --numprocesses=auto --dist=loadscope
+	$(BIN)/python -m coverage erase
+	$(BIN)/python -m coverage run $(TESTS)
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report
 
 # The same, with the tests that measure every claim, and a benchmark, at its smallest size.
 test-all: .venv/installed-dev
-	$(BIN)/python -m pytest --numprocesses=auto --dist=loadscope -m "slow or not slow"
+	$(BIN)/python $(TESTS) -m "slow or not slow"
+
+# Plants the field's classic defects, one at a time; fails if the tests named for one stay green.
+mutants: .venv/installed-dev
+	$(BIN)/python -m tests.mutants $(ARGS)
 
 # Lint, format and types.
 check: .venv/installed-dev

@@ -1,0 +1,124 @@
+"""Defects in the boundary form, the optimizer that goes with it, and the declared locks."""
+
+from tests.mutants.mutant import Mutant
+
+_PRIMITIVE = "decoupled/boundaries/primitive.py"
+_OF_PRIMITIVE = "tests/boundaries/test_primitive.py::"
+_AS_CHAIN = (_OF_PRIMITIVE + "test_boundary_form_equals_chain_form[linear]",)
+_ESTIMATED = "estimated = (grad_h_hat.reshape(h.shape) / scale)"
+
+MUTANTS = (
+    Mutant(
+        "the true gradient leaks across a boundary",
+        _PRIMITIVE,
+        "handed_down = jnp.where(use_estimate, estimated, cotangent)",
+        "handed_down = jnp.where(use_estimate, estimated + cotangent, cotangent)",
+        _AS_CHAIN,
+    ),
+    Mutant(
+        "the estimate is handed down where the true gradient was asked for",
+        _PRIMITIVE,
+        "handed_down = jnp.where(use_estimate, estimated, cotangent)",
+        "handed_down = estimated",
+        (_OF_PRIMITIVE + "test_the_true_gradient_can_be_let_through_while_the_estimator_learns[False]",),
+    ),
+    Mutant(
+        "estimate handed down without the batch",
+        _PRIMITIVE,
+        _ESTIMATED,
+        "estimated = grad_h_hat.reshape(h.shape)",
+        _AS_CHAIN,
+    ),
+    Mutant(
+        "estimate divided by the batch twice",
+        _PRIMITIVE,
+        _ESTIMATED,
+        _ESTIMATED.replace("/ scale", "/ scale / scale"),
+        _AS_CHAIN,
+    ),
+    Mutant(
+        "estimate handed down with the wrong sign",
+        _PRIMITIVE,
+        _ESTIMATED,
+        _ESTIMATED.replace("(grad", "(-grad"),
+        _AS_CHAIN,
+    ),
+    Mutant(
+        "target left divided by the batch",
+        _PRIMITIVE,
+        "incoming = (cotangent * scale)",
+        "incoming = (cotangent * 1)",
+        _AS_CHAIN,
+    ),
+    Mutant(
+        "the number of examples has no say in the estimator's gradient",
+        _PRIMITIVE,
+        "(g * count / scale)",
+        "(g * 1)",
+        (_OF_PRIMITIVE + "test_the_number_of_examples_is_explicit[sum-linear]",),
+    ),
+    Mutant(
+        "boundary's estimator fitted to its own estimate",
+        _PRIMITIVE,
+        "estimator.training_gradient(est_params, rows, y, incoming)",
+        "estimator.training_gradient(est_params, rows, y, grad_h_hat)",
+        _AS_CHAIN,
+    ),
+    Mutant(
+        "boundary's estimator fitted with another example's label",
+        _PRIMITIVE,
+        "estimator.training_gradient(est_params, rows, y, incoming)",
+        "estimator.training_gradient(est_params, rows, jnp.roll(y, 1, 0), incoming)",
+        _AS_CHAIN,
+    ),
+    Mutant(
+        "the output error is differentiated through",
+        "decoupled/losses.py",
+        "return losses, jax.lax.stop_gradient(pullback(jnp.ones_like(losses))[0])",
+        "return losses, pullback(jnp.ones_like(losses))[0]",
+        ("tests/test_carried.py",),
+    ),
+    Mutant(
+        "optimizer state of a boundary's estimator not carried",
+        "decoupled/boundaries/optimizer.py",
+        "boundaries[path], states[path] = tx.update(subtree, state.estimators[path], own, **extra)",
+        "boundaries[path], _ = tx.update(subtree, state.estimators[path], own, **extra)\n"
+        "            states[path] = state.estimators[path]",
+        ("tests/test_carried.py",),
+    ),
+    Mutant(
+        "optimizer state of a boundary's layers not carried",
+        "decoupled/boundaries/optimizer.py",
+        "_join(updates, rest, boundaries), SplitState(layers_state, states)",
+        "_join(updates, rest, boundaries), SplitState(state.layers, states)",
+        ("tests/test_carried.py",),
+    ),
+    Mutant(
+        "a lock on the backward pass goes untold",
+        "decoupled/types.py",
+        "backward=self is Reads.INCOMING",
+        "backward=False",
+        ("tests/test_locks.py::test_locks_are_those_of_the_data_flow[backprop]",),
+    ),
+    Mutant(
+        "a lock on the forward pass goes untold",
+        "decoupled/types.py",
+        "update=self is not Reads.NOTHING",
+        "update=self is Reads.INCOMING",
+        ("tests/test_locks.py::test_locks_are_those_of_the_data_flow[kickback]",),
+    ),
+    Mutant(
+        "feedback through the true weight",
+        "decoupled/backward_rules.py",
+        "return _intercepted(lambda kernel, feedback: feedback, ",
+        "return _intercepted(lambda kernel, feedback: kernel, ",
+        ("tests/test_backward_rules.py::test_two_dense_layers_by_hand",),
+    ),
+    Mutant(
+        "sign-symmetric feedback without the symmetry",
+        "decoupled/backward_rules.py",
+        "jnp.sign(kernel) * jnp.abs(feedback)",
+        "jnp.abs(kernel) * jnp.sign(feedback)",
+        ("tests/test_backward_rules.py::test_two_dense_layers_by_hand",),
+    ),
+)

@@ -1,0 +1,123 @@
+"""Defects in the methods, one file each."""
+
+from tests.mutants.mutant import Mutant
+
+_METHODS = "tests/estimators/test_methods.py::"
+_SYNTHETIC = "tests/estimators/test_synthetic_gradients.py::"
+_BY_HAND = ("tests/test_learner.py::test_estimate_and_fit_by_hand",)
+_WEIGHTED = (_SYNTHETIC + "test_recursive_least_squares_solves_the_weighted_problem[1]",)
+
+MUTANTS = (
+    Mutant(
+        "SG loss summed over the batch",
+        "decoupled/estimators/synthetic_gradient.py",
+        'jnp.einsum("bf,bf->b", rows, rows).mean()',
+        'jnp.einsum("bf,bf->b", rows, rows).sum()',
+        _BY_HAND,
+    ),
+    Mutant(
+        "SG loss divided by the batch twice",
+        "decoupled/estimators/synthetic_gradient.py",
+        'jnp.einsum("bf,bf->b", rows, rows).mean()',
+        'jnp.einsum("bf,bf->b", rows, rows).mean() / len(rows)',
+        _BY_HAND,
+    ),
+    Mutant(
+        "SG fitted to the negative gradient",
+        "decoupled/estimators/synthetic_gradient.py",
+        "sg_loss(estimate(p, h, y, None), target))(est_params)",
+        "sg_loss(estimate(p, h, y, None), -target))(est_params)",
+        _BY_HAND,
+    ),
+    Mutant(
+        "label's part of a linear SG with the wrong sign",
+        "decoupled/estimators/linear.py",
+        'out += context(y) @ est_params["B"]',
+        'out -= context(y) @ est_params["B"]',
+        _BY_HAND,
+    ),
+    Mutant(
+        "label's part of a loss-shaped SG with the wrong sign",
+        "decoupled/estimators/loss_shaped.py",
+        "(prediction - context(y))",
+        "(prediction + context(y))",
+        (_SYNTHETIC + "test_loss_shaped_is_exact_below_a_linear_layer_with_log_loss",),
+    ),
+    Mutant(
+        "BP(λ) with 1 - λ",
+        "decoupled/estimators/bp_lambda.py",
+        "return (1 - lam) * estimator.estimate(est_params, h, y, None) + lam * signal",
+        "return lam * estimator.estimate(est_params, h, y, None) + (1 - lam) * signal",
+        (_METHODS + "test_bp_lambda_mixes_with_what_was_mixed_above[0.25]",),
+    ),
+    Mutant(
+        "direct feedback of the error's negative",
+        "decoupled/estimators/direct_feedback_alignment.py",
+        'return (error @ est_params["B"])',
+        'return (-error @ est_params["B"])',
+        (_METHODS + "test_direct_feedback_alignment_sends_the_error_through_its_matrix",),
+    ),
+    Mutant(
+        "random target projection with the wrong sign",
+        "decoupled/estimators/direct_random_target_projection.py",
+        'return -(context(y) @ est_params["B"])',
+        'return (context(y) @ est_params["B"])',
+        (_METHODS + "test_direct_random_target_projection_sends_the_label_as_an_error_would_be",),
+    ),
+    Mutant(
+        "kickback of the error's negative",
+        "decoupled/estimators/kickback.py",
+        "told = error[:, output_of_unit]",
+        "told = -error[:, output_of_unit]",
+        (_METHODS + "test_kickback_tells_every_unit_its_outputs_error",),
+    ),
+    Mutant(
+        "kickback said to wait for the module above",
+        "decoupled/estimators/kickback.py",
+        "None, Reads.ERROR, form=form",
+        "None, Reads.INCOMING, form=form",
+        ("tests/estimators/test_reads.py",),
+    ),
+    Mutant(
+        "one noise for all activations",
+        "decoupled/estimators/noise.py",
+        'key = jax.random.fold_in(jax.random.wrap_key_data(est_params["key"]), bits)',
+        'key = jax.random.wrap_key_data(est_params["key"])',
+        (_METHODS + "test_noise_is_normal_and_new_for_every_activation_and_boundary",),
+    ),
+    Mutant(
+        "least squares forgets what it should keep",
+        "decoupled/estimators/least_squares.py",
+        "((1 - decay) * (updates[n] - params[n])",
+        "(decay * (updates[n] - params[n])",
+        _WEIGHTED,
+    ),
+    Mutant(
+        "least squares' moments summed over the batch",
+        "decoupled/estimators/least_squares.py",
+        '"cross": x.T @ target / batch}',
+        '"cross": x.T @ target}',
+        _WEIGHTED,
+    ),
+    Mutant(
+        "least squares never solved",
+        "decoupled/estimators/least_squares.py",
+        'solved = {"K": K - params["K"],',
+        'solved = {"K": 0 * K,',
+        _WEIGHTED,
+    ),
+    Mutant(
+        "a local loss's gradient divided by the batch",
+        "decoupled/estimators/local_loss.py",
+        "jax.grad(lambda h: losses(est_params, h, y).sum())(h)",
+        "jax.grad(lambda h: losses(est_params, h, y).mean())(h)",
+        (_METHODS + "test_local_loss_gives_the_gradient_of_its_head",),
+    ),
+    Mutant(
+        "weights of similarity and prediction swapped",
+        "decoupled/estimators/similarity.py",
+        "return weight * jnp.square(difference).mean(1) + (1 - weight) * prediction",
+        "return (1 - weight) * jnp.square(difference).mean(1) + weight * prediction",
+        (_METHODS + "test_similarity_loss_by_hand",),
+    ),
+)

@@ -1,0 +1,82 @@
+"""Defects around the learner: which examples are seen, in which order, and what accuracy is of."""
+
+from tests.mutants.mutant import Mutant
+
+_DATASET = "decoupled/data/dataset.py"
+_OF_DATASET = "tests/data/test_dataset.py::"
+_BATCHES = (_OF_DATASET + "test_batches_cover_an_epoch_and_follow_seed_and_epoch",)
+_EXAMPLES = ("tests/training/test_examples_apart.py",)
+
+MUTANTS = (
+    Mutant(
+        "the same order of examples in every epoch",
+        _DATASET,
+        "order = np.random.default_rng((seed, epoch)).permutation(len(split))",
+        "order = np.random.default_rng(seed).permutation(len(split))",
+        _BATCHES,
+    ),
+    Mutant(
+        "the same order of examples for every seed",
+        _DATASET,
+        "order = np.random.default_rng((seed, epoch)).permutation(len(split))",
+        "order = np.random.default_rng(epoch).permutation(len(split))",
+        _EXAMPLES,
+    ),
+    Mutant(
+        "labels of the first batch with every batch",
+        _DATASET,
+        "yield split.images[chosen], split.labels[chosen]",
+        "yield split.images[chosen], split.labels[order[:batch_size][rows]]",
+        _BATCHES,
+    ),
+    Mutant(
+        "examples held out stay in the training set",
+        _DATASET,
+        "kept, held = np.sort(order[count:]), np.sort(order[:count])",
+        "kept, held = np.sort(order), np.sort(order[:count])",
+        (_OF_DATASET + "test_held_out_examples_are_the_same_every_time_and_disjoint",),
+    ),
+    Mutant(
+        "test examples in the training set of digits",
+        "decoupled/data/digits.py",
+        "train, test = hold_out(Split(images, bunch.target.astype(np.int32)), _TEST_EXAMPLES)",
+        "train = Split(images, bunch.target.astype(np.int32))\n"
+        "    _, test = hold_out(train, _TEST_EXAMPLES)",
+        _EXAMPLES,
+    ),
+    Mutant(
+        "a run trains on its validation examples",
+        "decoupled/builder.py",
+        "train, validation = data.hold_out(dataset.train, config.validation_examples)",
+        "train = dataset.train\n    _, validation = data.hold_out(train, config.validation_examples)",
+        _EXAMPLES,
+    ),
+    Mutant(
+        "test accuracy measured on training examples",
+        "decoupled/training/loop.py",
+        "test = evaluate(trained, job.dataset.test)",
+        "test = evaluate(trained, train)",
+        _EXAMPLES,
+    ),
+    Mutant(
+        "validation accuracy measured on test examples",
+        "decoupled/training/loop.py",
+        "evaluate(execution.whole_state(state), job.validation)",
+        "evaluate(execution.whole_state(state), job.dataset.test)",
+        _EXAMPLES,
+    ),
+    Mutant(
+        "examples that fill up the last batch are counted",
+        "decoupled/training/step.py",
+        "real = np.arange(batch_size) < len(labels)",
+        "real = np.arange(batch_size) >= 0",
+        _EXAMPLES,
+    ),
+    Mutant(
+        "one key for all steps of a run",
+        "decoupled/training/step.py",
+        "jax.random.split(jax.random.fold_in(key, step))",
+        "jax.random.split(jax.random.fold_in(key, 0))",
+        ("tests/training/test_run.py::test_augmentation_and_coins_change_from_step_to_step",),
+    ),
+)

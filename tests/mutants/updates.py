@@ -1,0 +1,240 @@
+"""Defects in the chain form: one module's update, the walk, what is carried from step to step."""
+
+from tests.mutants.mutant import Mutant
+
+_UPDATE = "decoupled/module_update.py"
+_WALK = "decoupled/walk.py"
+_LEARNER = "tests/test_learner.py::"
+_BY_HAND = (_LEARNER + "test_estimate_and_fit_by_hand",)
+_BACKPROP = (_LEARNER + "test_one_module_alone_is_backprop",)
+_SITS_OUT = (_LEARNER + "test_a_module_that_sits_out_stays_bit_for_bit",)
+_CARRIED = ("tests/test_carried.py",)
+_ON_DEVICES = ("tests/test_parallel.py::test_shard_map[linear]",)
+
+MUTANTS = (
+    Mutant(
+        "module gradient not divided by the batch",
+        _UPDATE,
+        "jax.tree.map(lambda g: g / batch, grad_params)",
+        "jax.tree.map(lambda g: g, grad_params)",
+        _BACKPROP,
+    ),
+    Mutant(
+        "module gradient divided by the batch twice",
+        _UPDATE,
+        "jax.tree.map(lambda g: g / batch, grad_params)",
+        "jax.tree.map(lambda g: g / batch / batch, grad_params)",
+        _BACKPROP,
+    ),
+    Mutant(
+        "module update never applied",
+        _UPDATE,
+        "params = optax.apply_updates(state.params, updates)",
+        "params = state.params",
+        _BACKPROP,
+    ),
+    Mutant(
+        "module optimizer state not carried",
+        _UPDATE,
+        "return ModuleState(params, new_state, opt_state), ",
+        "return ModuleState(params, new_state, state.opt_state), ",
+        _CARRIED,
+    ),
+    Mutant(
+        "batch statistics not carried",
+        _UPDATE,
+        "return ModuleState(params, new_state, opt_state), ",
+        "return ModuleState(params, state.state, opt_state), ",
+        _CARRIED,
+    ),
+    Mutant(
+        "estimator update never applied",
+        _UPDATE,
+        "params = optax.apply_updates(estimator.params, updates)",
+        "params = estimator.params",
+        _BY_HAND,
+    ),
+    Mutant(
+        "estimator optimizer state not carried",
+        _UPDATE,
+        "return EstimatorState(params, opt_state), ",
+        "return EstimatorState(params, estimator.opt_state), ",
+        _CARRIED,
+    ),
+    Mutant(
+        "module gradient not averaged over devices",
+        _UPDATE,
+        "grad_params = mean_over(rules.axis_name, jax.tree.map(",
+        "grad_params = mean_over(None, jax.tree.map(",
+        ("tests/test_parallel.py::test_pmap[linear]",),
+    ),
+    Mutant(
+        "module gradient summed over devices before it is averaged",
+        _UPDATE,
+        '    return jax.lax.pcast(tree, axis_name, to="varying")',
+        "    return tree",
+        _ON_DEVICES,
+    ),
+    Mutant(
+        "estimator gradient not averaged over devices",
+        _UPDATE,
+        "fit_loss, gradient = mean_over(rules.axis_name, ",
+        "fit_loss, gradient = mean_over(None, ",
+        ("tests/test_parallel.py::test_pmap[linear]",),
+    ),
+    Mutant(
+        "batch statistics not averaged over devices",
+        _UPDATE,
+        "new_state = mean_over(rules.axis_name, passed.state)",
+        "new_state = passed.state",
+        ("tests/test_parallel.py::test_batch_statistics_are_averaged_and_dropout_is_not_shared",),
+    ),
+    Mutant(
+        "dropout shared by all devices",
+        _UPDATE,
+        "key = jax.random.fold_in(key, jax.lax.axis_index(rules.axis_name))",
+        "pass",
+        ("tests/test_parallel.py::test_batch_statistics_are_averaged_and_dropout_is_not_shared",),
+    ),
+    Mutant(
+        "the SG loss leaks into the module below it",
+        _WALK,
+        "settle(k, estimate(k, h, None))",
+        "settle(k, estimate(k, h, None) + jax.grad(lambda h: specs[k].training_gradient("
+        "state.estimators[k].params, h, y, jnp.zeros_like(h))[0])(h))",
+        _BY_HAND,
+    ),
+    Mutant(
+        "estimate made from another example's label",
+        _WALK,
+        "return checked_estimate(chain.where(k), specs[k], est_params, h, y, signal)",
+        "return checked_estimate(chain.where(k), specs[k], est_params, h, jnp.roll(y, 1, 0), signal)",
+        _BY_HAND,
+    ),
+    Mutant(
+        "estimator fitted with another example's label",
+        _WALK,
+        "= fit(rules, specs[k - 1], estimators[k - 1], h_ins[k], y, grad)",
+        "= fit(rules, specs[k - 1], estimators[k - 1], h_ins[k], jnp.roll(y, 1, 0), grad)",
+        _BY_HAND,
+    ),
+    Mutant(
+        "estimator fitted to the target after the update",
+        _WALK,
+        "            modules[k] = _chosen(taking_part, new, modules[k])\n",
+        "            modules[k] = _chosen(taking_part, new, modules[k])\n"
+        "            if k > 0:\n"
+        "                late = forward(rules, links[k], new, h_ins[k], key, False)\n"
+        "                grad = late.pullback(grad_h_out)[1]\n",
+        _BY_HAND,
+    ),
+    Mutant(
+        "estimator fitted to its own estimate",
+        _WALK,
+        "= fit(rules, specs[k - 1], estimators[k - 1], h_ins[k], y, grad)",
+        "= fit(rules, specs[k - 1], estimators[k - 1], h_ins[k], y, estimate(k - 1, h_ins[k], grad))",
+        _BY_HAND,
+    ),
+    Mutant(
+        "estimate made after the fit",
+        _WALK,
+        "est_params = state.estimators[k].params  # as they were before the step",
+        "est_params = estimators[k].params",
+        ("tests/boundaries/test_primitive.py::test_boundary_form_equals_chain_form[bp_lambda]",),
+    ),
+    Mutant(
+        "one key for all modules",
+        _WALK,
+        "modules[k], h, jax.random.fold_in(key, offsets[k]), lowest)",
+        "modules[k], h, key, lowest)",
+        (_LEARNER + "test_true_gradients_give_backprop[0.5-none]",),
+    ),
+    Mutant(
+        "optimizer state of a module that sits out moves",
+        _WALK,
+        "    return jax.tree.map(lambda n, o: jnp.where(active, n, o), new, old)",
+        "    chosen = jax.tree.map(lambda n, o: jnp.where(active, n, o), new, old)\n"
+        "    return chosen._replace(opt_state=new.opt_state)",
+        _SITS_OUT,
+    ),
+    Mutant(
+        "estimator below a module that sits out is fitted",
+        _WALK,
+        "estimators[k - 1] = _chosen(taking_part, fitted, estimators[k - 1])",
+        "estimators[k - 1] = fitted",
+        _SITS_OUT,
+    ),
+    Mutant(
+        "one coin for all modules",
+        "decoupled/learner.py",
+        "else coins[index]",
+        "else coins[0]",
+        _SITS_OUT,
+    ),
+    Mutant(
+        "the same coins in every step",
+        "decoupled/learner.py",
+        "coin_key = jax.random.fold_in(key, len(flat_modules))",
+        "coin_key = jax.random.key(0)",
+        (_LEARNER + "test_modules_update_independently_and_as_often_as_asked",),
+    ),
+    Mutant(
+        "modules drawn alike",
+        "decoupled/chain.py",
+        "variables = module.init(jax.random.fold_in(module_key, index), h)",
+        "variables = module.init(module_key, h)",
+        _CARRIED,
+    ),
+    Mutant(
+        "fixed matrices drawn alike at all boundaries",
+        "decoupled/chain.py",
+        "est_params = spec.init(jax.random.fold_in(estimator_key, index), h, y)",
+        "est_params = spec.init(estimator_key, h, y)",
+        _CARRIED,
+    ),
+    Mutant(
+        "evaluation in training mode",
+        "decoupled/chain.py",
+        "return module.apply(state.params, state.state, h, key, False)[0]",
+        "return module.apply(state.params, state.state, h, key, True)[0]",
+        (_LEARNER + "test_evaluation_uses_batch_statistics_and_changes_nothing",),
+    ),
+    Mutant(
+        "one key for all blocks of a stack",
+        "decoupled/fused.py",
+        "piece = Chain((block,), (spec,), chain.first + i, spec)",
+        "piece = Chain((block,), (spec,), chain.first + 1, spec)",
+        ("tests/test_stack.py::test_a_stack_is_its_modules_one_by_one[linear]",),
+    ),
+    Mutant(
+        "estimators between pieces never fitted",
+        "decoupled/fused.py",
+        "estimators[start - 1] = _with_highest(lower, estimators[start - 1], result.state.below)",
+        "pass",
+        ("tests/test_stack.py::test_a_dispatched_update_is_the_fused_one[loss_shaped]",),
+    ),
+    Mutant(
+        "target of another minibatch in a pipeline",
+        "decoupled/pipeline.py",
+        "(fitted_to,) = (b for b in sent if b.number == number)",
+        "fitted_to = sent[-1]",
+        ("tests/test_pipeline.py::test_two_stages_do_what_queues_by_hand_do[loss_shaped]",),
+    ),
+    Mutant(
+        "label of another example in a pipeline's upper stage",
+        "decoupled/pipeline.py",
+        "h, y = jax.device_put((batch.h, batch.y), split[s])",
+        "h, y = jax.device_put((batch.h, jnp.roll(batch.y, s)), split[s])",
+        ("tests/test_pipeline.py::test_two_stages_do_what_queues_by_hand_do[loss_shaped]",),
+    ),
+    Mutant(
+        "target of another minibatch between processes",
+        "decoupled/asynchronous/worker.py",
+        "seen = remembered.pop(message.number, None)",
+        "seen = remembered.pop(min(remembered, default=None), None)",
+        (
+            "tests/asynchronous/test_worker.py::"
+            "test_a_target_is_fitted_with_the_output_and_labels_of_its_minibatch",
+        ),
+    ),
+)
