@@ -1,6 +1,7 @@
 """A strict test run: two fake CPU devices, no silent rank promotion; warnings are errors (pyproject)."""
 
 import os
+import sys
 from importlib import metadata
 
 _FLAGS = [
@@ -26,3 +27,10 @@ def x64():
     """Double precision, for oracles that hold to machine precision."""
     with jax.enable_x64(True):
         yield
+
+
+def pytest_sessionfinish():
+    """Puts on disk which lines have run: a worker may be ended before it does so itself."""
+    coverage = sys.modules.get("coverage")
+    if coverage is not None and (measured := coverage.Coverage.current()):
+        measured.save()

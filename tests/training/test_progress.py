@@ -68,7 +68,9 @@ def test_monitor_shows_every_boundary(monkeypatch, tmp_path):
         monitor.training(4, 0.5, totals, examples_per_second=10.0)
         monitor.alignment(4, [0.25, 1.0])
         monitor.boundaries()
-        with pytest.raises(TrainingError, match="not finite at step 5: the loss: lower"):
+        with pytest.raises(
+            TrainingError, match=r"^not finite: the loss \(seen at step 5; no checkpoint was made\): lower"
+        ):
             monitor.evaluation("test", 5, 1, {"accuracy": 0.1, "loss": float("nan")})
         with pytest.raises(TrainingError, match="the estimator after second"):
             monitor.alignment(5, [0.5, float("nan")])
