@@ -8,7 +8,7 @@ BIN := .venv/bin
 
 TESTS := -m pytest --numprocesses=auto --dist=loadscope
 
-.PHONY: train test test-all mutants check fuzz bench results compare paper paper-full
+.PHONY: train test test-all mutants versions check fuzz bench results compare paper paper-full
 
 train: .venv/installed
 	$(BIN)/python train.py $(or $(ARGS),--config=configs/digits.py)
@@ -26,6 +26,11 @@ test-all: .venv/installed-dev
 # Plants the field's classic defects, one at a time; fails if the tests named for one stay green.
 mutants: .venv/installed-dev
 	$(BIN)/python -m tests.mutants $(ARGS)
+
+# A few of the tests (.ci/smoke.txt) with the lowest versions of all dependencies, and on later Pythons.
+versions:
+	.ci/versions install .versions
+	.ci/versions test .versions
 
 # Lint, format and types.
 check: .venv/installed-dev
