@@ -51,8 +51,8 @@ def get_config() -> ConfigDict:
     config.estimator_optimizer.learning_rate = 1e-3
     config.estimator_optimizer.schedule = "cosine"
     config.estimator_optimizer.clip_norm = 0.0
-    # Leave the parameters of a module (or estimator) as they are in a step whose gradient is infinite or NaN,
-    # and count these steps, where the run otherwise stops. Batch statistics change in every step.
+    # Leave the parameters of a module (or estimator) as they are in a step whose gradient is infinite or
+    # NaN, and count these steps, where the run otherwise stops. Batch statistics change in every step.
     config.skip_not_finite = False
     config.update_probability = 1.0  # of each module in each step (J16, section 3.1)
 
