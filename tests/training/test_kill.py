@@ -23,7 +23,7 @@ QUICK = (
 )
 FASHION_MNIST = (
     "--config=configs/fashion_mnist.py",
-    "--config.epochs=10",
+    "--config.epochs=3",
     "--config.log_every=5",
     "--config.checkpoint_every=10",
     "--config.update_probability=0.8",
