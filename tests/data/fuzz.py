@@ -55,10 +55,11 @@ class Steps:
         self.taken = set()
 
     def __enter__(self):
+        self._before = sys.gettrace()  # of whoever measures the tests
         sys.settrace(self._call)
 
     def __exit__(self, *_):
-        sys.settrace(None)
+        sys.settrace(self._before)
 
     def _call(self, frame, event, argument):
         file = frame.f_code.co_filename
