@@ -8,7 +8,7 @@ BIN := .venv/bin
 
 TESTS := -m pytest --numprocesses=auto --dist=loadscope
 
-.PHONY: train test test-all mutants versions check fuzz bench results compare paper paper-full
+.PHONY: train test test-all mutants versions check fuzz bench soak results compare paper paper-full
 
 train: .venv/installed
 	$(BIN)/python train.py $(or $(ARGS),--config=configs/digits.py)
@@ -45,6 +45,10 @@ fuzz: .venv/installed-dev
 # What decoupling costs and gains, with baselines: runs/bench/bench.html and bench.json (ARGS=--quick for a trial).
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.run $(ARGS)
+
+# Does the memory of train.py grow? Half an hour of training, with checkpoints and evaluation: runs/soak/soak.json.
+soak: .venv/installed
+	$(BIN)/python -m benchmarks.soak $(ARGS)
 
 # How near decoupled networks come to backprop on Fashion-MNIST, learning rates chosen for each method (40 minutes on
 # 2 cores); ARGS="--network=deep", "--epochs=5", ...

@@ -1,8 +1,10 @@
-"""Runs a command as a person would, from the repository's root."""
+"""Runs a command as a person would, from the repository's root, and reads what it left."""
 
 import re
 import subprocess
 from pathlib import Path
+
+import orbax.checkpoint as ocp
 
 ROOT = Path(__file__).parent.parent
 
@@ -17,3 +19,9 @@ def run(command, **options):
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, **options)
     assert not _WARNING.findall(done.stderr)
     return done
+
+
+def weights(workdir):
+    """Those that a finished run left, as orbax stores them."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore((workdir / "trained").absolute())

@@ -2,10 +2,14 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 
+import jax
+import numpy as np
 import pytest
 
 import decoupled
@@ -13,7 +17,8 @@ from configs import digits
 from decoupled.builder import build
 from decoupled.distributed import check_address
 from decoupled.training import Workdir, read_metrics, train_and_evaluate
-from tests.commands import ROOT, run
+from decoupled.training.checkpoints import Checkpoints
+from tests.commands import ROOT, run, weights
 
 CHANGES = {
     "parallel.mode": "mesh",
@@ -45,15 +50,19 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def as_two_processes(*arguments):
-    """(exit code, stderr) of both, once both have ended."""
+def two_processes(*arguments):
     port = free_port()
-    processes = [
+    return [
         subprocess.Popen(
             command(i, port, *arguments), cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True
         )
         for i in range(2)
     ]
+
+
+def as_two_processes(*arguments):
+    """(exit code, stderr) of both, once both have ended."""
+    processes = two_processes(*arguments)
     try:
         said = [process.communicate(timeout=200)[1] for process in processes]
     finally:
@@ -86,6 +95,32 @@ def test_two_processes_are_one_with_two_devices(tmp_path):
     assert "gradient from" in first
     assert "gradient from" not in second
     assert "results in" not in second
+
+
+@pytest.mark.slow
+def test_killed_processes_go_on_together(tmp_path):
+    """Of which only the first has the checkpoint."""
+    arguments = ("--config.epochs=30", "--config.checkpoint_every=20")
+    whole = as_two_processes(*arguments, f"--workdir={tmp_path / 'whole'}")
+    assert [code for code, _ in whole] == [0, 0], whole
+
+    killed = tmp_path / "killed"
+    processes = two_processes(*arguments, f"--workdir={killed}")
+    until = time.monotonic() + 100
+    while time.monotonic() < until and Checkpoints(killed / "checkpoints").latest(print) is None:
+        time.sleep(0.05)
+    for process in processes:
+        process.kill()
+        process.communicate()
+    assert [process.returncode for process in processes] == [-signal.SIGKILL] * 2
+
+    resumed = as_two_processes(*arguments, f"--workdir={killed}")
+    assert [code for code, _ in resumed] == [0, 0], resumed
+    assert "going on from step" in resumed[0][1]
+    first, second = (json.loads((tmp_path / n / "summary.json").read_text()) for n in ("killed", "whole"))
+    assert first["resumed_at"] >= 20
+    assert first["test_loss"] == second["test_loss"]
+    jax.tree.map(np.testing.assert_array_equal, weights(killed), weights(tmp_path / "whole"))
 
 
 def test_a_process_that_fails_ends_the_others(tmp_path):

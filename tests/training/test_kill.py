@@ -9,11 +9,10 @@ import time
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
 from decoupled.training.checkpoints import Checkpoints
-from tests.commands import ROOT, run
+from tests.commands import ROOT, run, weights
 
 QUICK = (
     "--config=configs/digits.py",
@@ -46,13 +45,6 @@ def begun(arguments, workdir, lines):
             break
         time.sleep(0.01)
     return process
-
-
-def weights(workdir):
-    """Those that a finished run left, as orbax stores them."""
-
-    with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore((workdir / "trained").absolute())
 
 
 def test_sigterm_ends_at_a_step_and_the_same_command_goes_on(tmp_path):
