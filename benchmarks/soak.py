@@ -94,12 +94,16 @@ def soak(arguments: Sequence[str], workdir: Path, minutes: float, every: float) 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.soak", description="Does memory grow while train.py runs?"
+        prog="python -m benchmarks.soak",
+        description="Does memory grow while train.py runs?",
+        epilog="Other arguments go to train.py.",
     )
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--every", type=float, default=5.0, help="seconds between samples")
     parser.add_argument("--out", type=Path, default=Path("runs/soak/soak.json"))
     chosen, others = parser.parse_known_args(arguments)
+    if 60 * chosen.minutes < 10 * max(chosen.every, 3):
+        parser.error(f"--minutes={chosen.minutes:g} is too short: choose at least 0.5, and 10 samples")
     with tempfile.TemporaryDirectory() as folder:
         samples = soak([*LONG, *others], Path(folder) / "run", chosen.minutes, chosen.every)
         lines = read_metrics(Path(folder) / "run")
