@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -50,9 +51,10 @@ class Checkpoints:
           TrainingError: it cannot be written; those before it are as they were.
         """
         leaves = to_host(tree)
-        record = {"notes": notes, "sha256": _digest(leaves, notes)}
+        arrays = [[str(leaf.dtype), list(leaf.shape)] for leaf in leaves]
+        record = {"notes": notes, "arrays": arrays, "sha256": _digest(leaves, notes)}
         arguments = ocp.args.Composite(
-            leaves=ocp.args.StandardSave(leaves), record=ocp.args.JsonSave(record)
+            leaves=ocp.args.PyTreeSave([_packed(leaves)]), record=ocp.args.JsonSave(record)
         )
         try:
             self._folder.mkdir(exist_ok=True)  # Not its parents: a workdir that is gone stays so.
@@ -96,10 +98,11 @@ class Checkpoints:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _read(self, step: int) -> Saved:
-        arguments = ocp.args.Composite(leaves=ocp.args.StandardRestore(), record=ocp.args.JsonRestore())
+        arguments = ocp.args.Composite(leaves=ocp.args.PyTreeRestore(), record=ocp.args.JsonRestore())
         with self._manager() as manager:
             found: Any = manager.restore(step, args=arguments)
-        leaves, record = [np.asarray(leaf) for leaf in found.leaves or []], found.record
+        record = found.record
+        leaves = _unpacked(np.asarray(found.leaves[0]), record["arrays"])
         if record["sha256"] != _digest(leaves, record["notes"]):
             raise ValueError("its content is not what was written")
         return Saved(step, leaves, record["notes"])
@@ -129,7 +132,8 @@ class Checkpoints:
             create=False,
         )
         handlers = {
-            "leaves": ocp.StandardCheckpointHandler(multiprocessing_options=alone),
+            # The other format, ocdbt, keeps some memory for every save of a process (`make soak`).
+            "leaves": ocp.PyTreeCheckpointHandler(use_ocdbt=False, multiprocessing_options=alone),
             "record": ocp.JsonCheckpointHandler(multiprocessing_options=alone),
         }
         with (
@@ -200,6 +204,27 @@ def first_line(error: Exception) -> str:
 
 def _is_key(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _packed(leaves: Sequence[np.ndarray]) -> np.ndarray:
+    """Their bytes one after another: orbax writes, and keeps memory, for each array apart."""
+    return np.frombuffer(b"".join(leaf.tobytes() for leaf in leaves), np.uint8)
+
+
+def _unpacked(data: np.ndarray, arrays: Sequence[tuple[str, Sequence[int]]]) -> list[np.ndarray]:
+    """The arrays, given by dtype and shape, that were packed.
+
+    Raises:
+      ValueError: they are not as long as the data.
+    """
+    sizes = [math.prod(shape) * jnp.dtype(dtype).itemsize for dtype, shape in arrays]
+    if sum(sizes) != data.size:
+        raise ValueError(f"{data.size} bytes where {sum(sizes)} were written")
+    parts = np.split(data, np.cumsum(sizes)[:-1])
+    return [
+        part.view(jnp.dtype(dtype)).reshape(shape)
+        for part, (dtype, shape) in zip(parts, arrays, strict=True)
+    ]
 
 
 def _digest(leaves: Sequence[np.ndarray], notes: dict[str, Any]) -> str:
