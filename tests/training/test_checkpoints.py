@@ -33,7 +33,7 @@ def test_arrays_of_every_kind_come_back(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_writing_many_keeps_no_memory(tmp_path):
-    """One array a file, in orbax's default format, kept 200 KB of each of these."""
+    """One array a file, in orbax's default format, kept 140 KB of each of these."""
     leaves = [np.ones(256, np.float32)] * 160
     checkpoints = Checkpoints(tmp_path / "checkpoints")
 
