@@ -37,7 +37,10 @@ def get_config() -> ConfigDict:
     config.estimator.convolutional = ConfigDict({"features": (), "kernel_size": 3})
     config.estimator.recursive_least_squares = ConfigDict({"decay": 0.97, "ridge": 1e-3, "solve_every": 1})
     config.estimator.bp_lambda = ConfigDict({"estimator": "loss_shaped", "lam": 0.5})
-    config.estimator.local_loss = ConfigDict({"hidden": (64,), "linear": True})
+    config.estimator.local_loss = ConfigDict(
+        {"hidden": (64,), "linear": True, "filters": (16,), "kernel_size": 5}
+    )
+    config.estimator.mean_teacher = ConfigDict({"hidden": (128,), "decay": 0.99})
     config.estimator.similarity = ConfigDict({"weight": 0.99, "width": 128})
     config.estimator.noise = ConfigDict({"scale": 1.0})
 

@@ -65,7 +65,7 @@ def test_every_number_has_a_range_and_the_defaults_are_legal():
 
 # What is out of any sensible range: written down here, not taken from the table.
 AT_MOST_ONE = ["update_probability", "model.mlp.dropout", "estimator.recursive_least_squares.decay"]
-AT_MOST_ONE += ["estimator.bp_lambda.lam", "estimator.similarity.weight"]
+AT_MOST_ONE += ["estimator.bp_lambda.lam", "estimator.similarity.weight", "estimator.mean_teacher.decay"]
 ZERO_IS_ALLOWED = [*AT_MOST_ONE, "seed", "validation_examples", "crop_padding", "model.mlp.depth"]
 ZERO_IS_ALLOWED += [
     "optimizer.learning_rate",

@@ -8,6 +8,7 @@ from decoupled.estimators.kickback import kickback
 from decoupled.estimators.linear import linear
 from decoupled.estimators.local_loss import local_loss
 from decoupled.estimators.loss_shaped import loss_shaped
+from decoupled.estimators.mean_teacher import mean_teacher
 from decoupled.estimators.network import convolutional, mlp, network
 from decoupled.estimators.noise import noise
 from decoupled.estimators.probe import probe

@@ -1,15 +1,11 @@
 """Greedy training: each module descends the loss of an auxiliary head of its own."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
-import jax.numpy as jnp
-from flax import linen as nn
 
-from decoupled.estimators.synthetic_gradient import flatten
+from decoupled.estimators.auxiliary_head import AuxiliaryHead
 from decoupled.losses import softmax_cross_entropy
-from decoupled.own_layers import own_layers
 from decoupled.types import Array, Estimator, Key, Loss, PyTree
 
 # (est_params, h, y) -> one loss per example, (batch,).
@@ -20,6 +16,8 @@ def local_loss(
     num_outputs: int,
     hidden: Sequence[int] = (64,),
     linear: bool = True,
+    filters: Sequence[int] = (16,),
+    kernel_size: int = 5,
     loss: Loss = softmax_cross_entropy,
 ) -> Estimator:
     """The gradient of the loss of an auxiliary head  hW + relu(hU + c)V + b,  which starts at zero.
@@ -32,10 +30,15 @@ def local_loss(
     the network does not have above them: with it 64 hidden units do what 128 do without
     (`experiments.accuracy` measures both). Give heads a larger learning rate than modules.
 
+    On maps, (batch, height, width, channels), U is a convolution, as what follows there is: a head that
+    sees every pixel for itself has little need of good features.
+
     Args:
       num_outputs: of the head.
-      hidden: widths of its ReLU layers U; empty for a linear head.
+      hidden: widths of its ReLU layers U on vectors; empty for a linear head.
       linear: whether there is a W beside them.
+      filters: channels of its convolutions on maps, in the place of `hidden`; empty to flatten maps.
+      kernel_size: of these convolutions.
       loss: (output of the head, y) -> (batch,).
 
     References:
@@ -43,7 +46,7 @@ def local_loss(
       prediction loss, of a linear head; Belilovsky et al. 2019 (arXiv 1812.11446) for heads with hidden
       layers.
     """
-    head = AuxiliaryHead(num_outputs, tuple(hidden), linear)
+    head = AuxiliaryHead(num_outputs, tuple(hidden), linear, tuple(filters), kernel_size)
 
     def init(key: Key, h: Array, y: Array) -> PyTree:
         del y
@@ -71,48 +74,3 @@ def from_local_loss(
         return jax.value_and_grad(lambda p: losses(p, h, y).mean())(est_params)
 
     return Estimator(name, init, estimate, training_gradient, form=form, own_loss=True)
-
-
-class AuxiliaryHead(nn.Module):
-    """A linear layer on top of ReLU layers on a flattened activation, and one beside them; from zero."""
-
-    num_outputs: int
-    hidden: tuple[int, ...]
-    linear: bool = True
-
-    @nn.compact
-    def __call__(self, h: Array) -> Array:
-        h = flatten(h)
-        if not self.hidden or not self.linear:
-            return self._above(h, self.hidden, bias=True)
-        # One product for both layers that read h, since thin ones are slow.
-        first, *others = self.hidden
-        both = nn.Dense(first + self.num_outputs, kernel_init=_zeros_in_the_last(self.num_outputs))(h)
-        return self._above(nn.relu(both[:, :first]), others, bias=False) + both[:, first:]
-
-    def _above(self, h: Array, hidden: Sequence[int], bias: bool) -> Array:
-        for features in hidden:
-            h = nn.relu(nn.Dense(features)(h))
-        return nn.Dense(self.num_outputs, use_bias=bias, kernel_init=nn.initializers.zeros)(h)
-
-    def predict(self, params: PyTree, h: Array) -> Array:
-        """Its output with given parameters."""
-        with own_layers():
-            out: Any = self.apply({"params": params}, h)
-        return out
-
-    def first_params(self, key: Key, h: Array) -> PyTree:
-        """Those to start from, for activations like h."""
-        with own_layers():
-            return self.init(key, h)["params"]
-
-
-def _zeros_in_the_last(count: int) -> Callable[..., Array]:
-    """A kernel as `nn.Dense` has it by default, but for the last columns."""
-
-    def init(key: Key, shape: tuple[int, int], dtype: Any = jnp.float32) -> Array:
-        inputs, outputs = shape
-        kernel = nn.initializers.lecun_normal()(key, (inputs, outputs - count), dtype)
-        return jnp.concatenate([kernel, jnp.zeros((inputs, count), dtype)], axis=1)
-
-    return init

@@ -16,4 +16,5 @@ def probe(num_outputs: int, loss: Loss = softmax_cross_entropy) -> Estimator:
       Alain & Bengio 2016, "Understanding intermediate layers using linear classifier probes"
       (arXiv 1610.01644), there without feedback to the network; U17's table of methods.
     """
-    return local_loss(num_outputs, (), loss=loss)._replace(name="probe", form="dl(hW + b, y)/dh")
+    linear = local_loss(num_outputs, hidden=(), filters=(), loss=loss)
+    return linear._replace(name="probe", form="dl(hW + b, y)/dh")

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from decoupled.errors import UsageError
-from decoupled.estimators.local_loss import AuxiliaryHead, from_local_loss
+from decoupled.estimators.auxiliary_head import AuxiliaryHead
+from decoupled.estimators.local_loss import from_local_loss
 from decoupled.estimators.synthetic_gradient import Context, at_least_float32, flatten
 from decoupled.losses import softmax_cross_entropy
 from decoupled.types import Array, Estimator, Key, Loss, PyTree

@@ -26,6 +26,10 @@ METHODS: dict[str, Fields] = {
         "estimator.local_loss.hidden": (128,),
         "estimator.local_loss.linear": False,
     },
+    # Narrow enough for narrow layers.
+    "local_loss_hidden_16": {"estimator.name": "local_loss", "estimator.local_loss.hidden": (16,)},
+    # A head that flattens maps, as it does vectors.
+    "local_loss_flat": {"estimator.name": "local_loss", "estimator.local_loss.filters": ()},
     "probe": {"estimator.name": "probe"},
     "similarity": {"estimator.name": "similarity"},
     "recursive_least_squares": {
@@ -34,21 +38,29 @@ METHODS: dict[str, Fields] = {
     },
     "loss_shaped": {"estimator.name": "loss_shaped"},
     "linear": {"estimator.name": "linear"},
+    # Labels enter only the fit of these two: their estimates are functions of h.
+    "mean_teacher": {"estimator.name": "mean_teacher"},
     "loss_shaped_no_labels": {"estimator.name": "loss_shaped", "estimator.conditioned": False},
 }
 
 _RATE, _EST_RATE = "optimizer.learning_rate", "estimator_optimizer.learning_rate"
-# Backprop has no second rate, so it is given more values of the first.
-_BACKPROP_TRIALS: tuple[Fields, ...] = tuple({_RATE: rate} for rate in (5e-4, 1e-3, 2e-3, 4e-3))
-_TRIALS: tuple[Fields, ...] = tuple(
-    {_RATE: rate, _EST_RATE: est_rate}
-    for rate, est_rate in ((1e-3, 1e-3), (1e-3, 3e-3), (2e-3, 5e-3), (4e-3, 1e-2))
-)
+# Backprop has no second rate, so it is given more values of the first. A CNN wants them higher (for both).
+_BACKPROP_RATES = {"mlp": (5e-4, 1e-3, 2e-3, 4e-3), "cnn": (2e-3, 4e-3, 8e-3, 1.6e-2)}
+_RATES = {
+    "mlp": ((1e-3, 1e-3), (1e-3, 3e-3), (2e-3, 5e-3), (4e-3, 1e-2)),
+    "cnn": ((2e-3, 5e-3), (4e-3, 1e-2), (8e-3, 1e-2), (8e-3, 2e-2)),
+}
+# Modules must move more slowly than their teachers learn.
+_TAUGHT_RATES = ((3e-4, 3e-3), (5e-4, 5e-3), (1e-3, 5e-3), (1e-3, 1e-2))
 
 
-def trials(method: str) -> tuple[Fields, ...]:
+def trials(network: str, method: str) -> tuple[Fields, ...]:
     """The learning rates tried for a method."""
-    return _BACKPROP_TRIALS if method == "backprop" else _TRIALS
+    kind = "cnn" if network == "cnn" else "mlp"
+    if method == "backprop":
+        return tuple({_RATE: rate} for rate in _BACKPROP_RATES[kind])
+    pairs = _TAUGHT_RATES if method == "mean_teacher" else _RATES[kind]
+    return tuple({_RATE: rate, _EST_RATE: est_rate} for rate, est_rate in pairs)
 
 
 def fields(network: str, method: str, epochs: int, seed: int, rates: Fields) -> Fields:

@@ -58,12 +58,12 @@ def study(
       turns: of the timing, which comes last, when nothing else runs.
       folder: of all runs.
     """
-    attempts = [(method, rates) for method in methods for rates in trials(method)]
+    attempts = [(method, rates) for method in methods for rates in trials(network, method)]
     tried = run_all(folder, [fields(network, method, epochs, 0, rates) for method, rates in attempts])
     scores: dict[str, list[float]] = {method: [] for method in methods}
     for (method, _), run in zip(attempts, tried, strict=True):
         scores[method].append(run.validation[-1])
-    chosen = {method: trials(method)[_best(scores[method])] for method in methods}
+    chosen = {method: trials(network, method)[_best(scores[method])] for method in methods}
     final = [(method, seed) for method in methods for seed in range(seeds)]
     runs = run_all(
         folder, [fields(network, method, epochs, seed, chosen[method]) for method, seed in final]

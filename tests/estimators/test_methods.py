@@ -4,6 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import decoupled
@@ -22,6 +23,11 @@ def activations(size=8, features=6):
 
 def output_error(size=8):
     return np.random.default_rng(3).normal(size=(size, helpers.CLASSES)).astype(np.float32)
+
+
+def random_like(tree):
+    rng = np.random.default_rng(4)
+    return jax.tree.map(lambda w: jnp.asarray(rng.normal(size=w.shape), jnp.float32), tree)
 
 
 def step(estimator, depth=3):
@@ -128,10 +134,7 @@ def test_local_loss_gives_the_gradient_of_its_head(hidden, linear):
     estimator = estimators.probe(helpers.CLASSES)
     if hidden:
         estimator = estimators.local_loss(helpers.CLASSES, hidden, linear)
-    rng = np.random.default_rng(4)
-    est_params = jax.tree.map(
-        lambda w: jnp.asarray(rng.normal(size=w.shape), jnp.float32), estimator.init(KEY, h, y)
-    )
+    est_params = random_like(estimator.init(KEY, h, y))
 
     def mean_loss(est_params, h):
         beside = 0
@@ -162,6 +165,94 @@ def test_a_head_starts_at_zero_and_its_hidden_layers_do_not(hidden):
         assert kernels[0].shape == (6, 5 + helpers.CLASSES)
         assert not kernels[0][:, 5:].any()
         assert np.var(kernels[0][:, :5]) == pytest.approx(1 / 6, rel=0.5)
+
+
+@pytest.mark.parametrize("linear", [True, False])
+def test_on_maps_the_head_of_a_local_loss_is_convolutional(linear):
+    """By shifted products and means over windows, of maps of 14x14 which are first averaged to 7x7."""
+    rng = np.random.default_rng(5)
+    h, y = jnp.asarray(rng.normal(size=(4, 14, 14, 2)), jnp.float32), jnp.asarray([0, 2, 1, 0])
+    estimator = estimators.local_loss(helpers.CLASSES, linear=linear, filters=(3,), kernel_size=3)
+    est_params = random_like(estimator.init(KEY, h, y))
+
+    def log_losses(h):
+        h = h.reshape(4, 7, 2, 7, 2, 2).mean((2, 4))
+        padded, kernel = jnp.pad(h, ((0, 0), (1, 1), (1, 1), (0, 0))), est_params["Conv_0"]["kernel"]
+        z = est_params["Conv_0"]["bias"][None, None, None] + sum(
+            jnp.einsum("bijc,cf->bijf", padded[:, i : i + 7, j : j + 7], kernel[i, j])
+            for i in range(3)
+            for j in range(3)
+        )
+        z = jax.nn.relu(z)[:, :6, :6].reshape(4, 3, 2, 3, 2, 3).mean((2, 4))
+        last = est_params["Dense_0"]
+        out = z.reshape(4, -1) @ last["kernel"] + last["bias"][None]
+        if linear:
+            out += h.reshape(4, -1) @ est_params["Dense_1"]["kernel"]
+        return -jnp.take_along_axis(jax.nn.log_softmax(out), y[:, None], 1).sum()
+
+    loss, grad_h = jax.value_and_grad(log_losses)(h)
+    np.testing.assert_allclose(estimator.estimate(est_params, h, y, None), grad_h, atol=1e-5)
+    assert estimator.training_gradient(est_params, h, y, None)[0] == pytest.approx(
+        float(loss) / 4, rel=1e-5
+    )
+    first = estimator.init(KEY, h, y)
+    assert not estimator.estimate(first, h, y, None).any()
+    assert first["Conv_0"]["kernel"].any()
+
+
+def test_a_probe_of_maps_is_linear():
+    h = jnp.zeros((2, 4, 4, 3))
+    est_params = estimators.probe(helpers.CLASSES).init(KEY, h, None)
+    assert est_params["Dense_0"]["kernel"].shape == (48, helpers.CLASSES)
+    assert len(est_params) == 1
+
+
+def teachers_logits(part, h):
+    """Of a teacher with one hidden layer of 5 units, whose linear part lies beside it."""
+    both = h @ part["Dense_0"]["kernel"] + part["Dense_0"]["bias"][None]
+    return jax.nn.relu(both[:, :5]) @ part["Dense_1"]["kernel"] + both[:, 5:]
+
+
+def test_mean_teacher_gives_the_expected_gradient_of_what_it_teaches():
+    """The mean, over labels that the averaged teacher believes, of the linear prediction's gradients."""
+    h, y = activations()
+    estimator = estimators.mean_teacher(helpers.CLASSES, (5,))
+    est_params = random_like(estimator.init(KEY, h, y))
+    belief = jax.nn.softmax(teachers_logits(est_params["average"], h))
+
+    def log_loss(h, label):
+        log_p = jax.nn.log_softmax(h @ est_params["taught"]["W"] + est_params["taught"]["b"][None])
+        return -log_p[:, label].sum()
+
+    expected = sum(belief[:, k, None] * jax.grad(log_loss)(h, k) for k in range(helpers.CLASSES))
+    np.testing.assert_allclose(estimator.estimate(est_params, h, None, None), expected, atol=1e-5)
+
+
+def test_mean_teacher_learns_from_labels_and_teaches_from_its_average():
+    h, y = activations()
+    estimator = estimators.mean_teacher(helpers.CLASSES, (5,), decay=0.75)
+    est_params = random_like(estimator.init(KEY, h, y))
+    loss, gradient = estimator.training_gradient(est_params, h, y, None)
+    belief = jax.nn.softmax(teachers_logits(est_params["average"], h))
+
+    def teachers_loss(part):
+        log_p = jax.nn.log_softmax(teachers_logits(part, h))
+        return -jnp.take_along_axis(log_p, y[:, None], 1).mean()
+
+    def taught_loss(part):
+        return -(belief * jax.nn.log_softmax(h @ part["W"] + part["b"][None])).sum(1).mean()
+
+    losses = {"teacher": teachers_loss, "taught": taught_loss}
+    for name, of in losses.items():
+        chex.assert_trees_all_close(gradient[name], jax.grad(of)(est_params[name]), atol=1e-5)
+    assert loss == pytest.approx(float(sum(of(est_params[n]) for n, of in losses.items())), rel=1e-5)
+
+    tx = estimator.optimizer(optax.sgd(0.0))
+    updates, _ = tx.update(gradient, tx.init(est_params), est_params)
+    after = optax.apply_updates(est_params, updates)
+    average = jax.tree.map(lambda a, t: 0.75 * a + 0.25 * t, est_params["average"], est_params["teacher"])
+    chex.assert_trees_all_close(after["average"], average, atol=1e-6)
+    chex.assert_trees_all_equal(after["taught"], est_params["taught"])
 
 
 def test_similarity_loss_by_hand():
@@ -200,6 +291,8 @@ def test_similarity_is_safe_where_an_activation_is_constant():
     [
         (lambda: estimators.bp_lambda(estimators.linear(), 1.5), "λ from 0 to 1, not 1.5"),
         (lambda: estimators.bp_lambda(estimators.backprop(), 0.5), "backprop is none"),
+        (lambda: estimators.mean_teacher(3, ()), "a teacher needs hidden layers"),
+        (lambda: estimators.mean_teacher(3, decay=1.0), r"a decay in \[0, 1\)"),
         (lambda: estimators.similarity(3, None), "needs a context"),
         (lambda: estimators.direct_random_target_projection(None), "needs a context"),
         (lambda: estimators.similarity(3, CONTEXT, weight=2.0), "a weight from 0 to 1"),

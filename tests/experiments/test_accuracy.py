@@ -21,7 +21,7 @@ def small(monkeypatch):
     monkeypatch.setattr(runs, "train_and_evaluate", train)
     monkeypatch.setattr(settings, "fashion_mnist", digits)
     monkeypatch.setattr(study, "run_all", lambda folder, wanted: [runs.run(folder, f) for f in wanted])
-    monkeypatch.setattr(study, "trials", lambda method: settings.trials(method)[:2])
+    monkeypatch.setattr(study, "trials", lambda *of: settings.trials(*of)[:2])
     monkeypatch.setitem(settings.NETWORKS, "mlp", {"model.mlp.depth": 1, "model.mlp.width": 8})
     return made
 
@@ -36,7 +36,7 @@ def test_a_study_writes_its_table_and_its_page_and_keeps_its_runs(small, tmp_pat
     assert [found["method"] for found in told] == ["backprop", "probe"]
     for found in told:
         best = found["tried"].index(max(found["tried"]))
-        assert found["rates"] == settings.trials(found["method"])[best]
+        assert found["rates"] == settings.trials("mlp", found["method"])[best]
         assert len(found["runs"]) == 2
     assert told[0]["costs"]["flops"] == 1
     header, _, first, second, _ = capsys.readouterr().out.splitlines()[-5:]
@@ -57,7 +57,8 @@ def test_the_first_epoch_at_an_accuracy_is_told():
 
 
 def test_every_method_is_given_the_same_number_of_trials():
-    assert len({len(settings.trials(method)) for method in settings.METHODS}) == 1
+    each = [(network, method) for network in settings.NETWORKS for method in settings.METHODS]
+    assert len({len(settings.trials(*of)) for of in each}) == 1
 
 
 def test_an_unknown_method_is_a_usage_error(capsys):

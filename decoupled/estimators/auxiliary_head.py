@@ -1,0 +1,84 @@
+"""A small network that predicts from one activation, in the place of all that follows."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from decoupled.estimators.synthetic_gradient import flatten
+from decoupled.own_layers import own_layers
+from decoupled.types import Array, Key, PyTree
+
+_ROWS = 7  # Larger maps are averaged down to about so many rows and columns.
+
+
+class AuxiliaryHead(nn.Module):
+    """A linear layer on top of ReLU layers on an activation, and one beside them; from zero.
+
+    Attributes:
+      num_outputs: of the linear layers.
+      hidden: widths of ReLU layers on the flattened activation.
+      linear: whether there is a linear layer beside ReLU layers.
+      filters: channels of ReLU convolutions on maps, in the place of `hidden`; empty to flatten maps too.
+      kernel_size: of these.
+    """
+
+    num_outputs: int
+    hidden: tuple[int, ...]
+    linear: bool = True
+    filters: tuple[int, ...] = ()
+    kernel_size: int = 5
+
+    @nn.compact
+    def __call__(self, h: Array) -> Array:
+        if self.filters and h.ndim == 4:
+            return self._on_maps(h)
+        h = flatten(h)
+        if not self.hidden or not self.linear:
+            return self._above(h, self.hidden, bias=True)
+        # One product for both layers that read h, since thin ones are slow.
+        first, *others = self.hidden
+        both = nn.Dense(first + self.num_outputs, kernel_init=_zeros_in_the_last(self.num_outputs))(h)
+        return self._above(nn.relu(both[:, :first]), others, bias=False) + both[:, first:]
+
+    def _on_maps(self, h: Array) -> Array:
+        h = _averaged(h, max(1, h.shape[1] // _ROWS), max(1, h.shape[2] // _ROWS))
+        z = h
+        for features in self.filters:
+            z = nn.relu(nn.Conv(features, (self.kernel_size, self.kernel_size))(z))
+        out = self._above(flatten(_averaged(z, min(2, z.shape[1]), min(2, z.shape[2]))), (), bias=True)
+        return out + self._above(flatten(h), (), bias=False) if self.linear else out
+
+    def _above(self, h: Array, hidden: Sequence[int], bias: bool) -> Array:
+        for features in hidden:
+            h = nn.relu(nn.Dense(features)(h))
+        return nn.Dense(self.num_outputs, use_bias=bias, kernel_init=nn.initializers.zeros)(h)
+
+    def predict(self, params: PyTree, h: Array) -> Array:
+        """Its output with given parameters."""
+        with own_layers():
+            out: Any = self.apply({"params": params}, h)
+        return out
+
+    def first_params(self, key: Key, h: Array) -> PyTree:
+        """Those to start from, for activations like h."""
+        with own_layers():
+            return self.init(key, h)["params"]
+
+
+def _averaged(h: Array, rows: int, columns: int) -> Array:
+    """Means over windows of so many rows and columns; a remainder at the edges is left out."""
+    window = (rows, columns)
+    return nn.avg_pool(h, window, window)
+
+
+def _zeros_in_the_last(count: int) -> Callable[..., Array]:
+    """A kernel as `nn.Dense` has it by default, but for the last columns."""
+
+    def init(key: Key, shape: tuple[int, int], dtype: Any = jnp.float32) -> Array:
+        inputs, outputs = shape
+        kernel = nn.initializers.lecun_normal()(key, (inputs, outputs - count), dtype)
+        return jnp.concatenate([kernel, jnp.zeros((inputs, count), dtype)], axis=1)
+
+    return init
