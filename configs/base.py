@@ -40,7 +40,7 @@ def get_config() -> ConfigDict:
     config.estimator.local_loss = ConfigDict(
         {"hidden": (64,), "linear": True, "filters": (16,), "kernel_size": 5}
     )
-    config.estimator.mean_teacher = ConfigDict({"hidden": (128,), "decay": 0.99})
+    config.estimator.mean_teacher = ConfigDict({"hidden": (512,), "decay": 0.99})
     config.estimator.similarity = ConfigDict({"weight": 0.99, "width": 128})
     config.estimator.noise = ConfigDict({"scale": 1.0})
 

@@ -42,6 +42,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "kickback": {_RATE: 3e-3},
     "linear": {_EST_RATE: 2e-3},
     "local_loss": {_EST_RATE: 3e-3},
+    "mean_teacher": {_RATE: 3e-4, _EST_RATE: 3e-3},
     "probe": {_EST_RATE: 3e-3},
     "similarity": {_RATE: 3e-3, _EST_RATE: 3e-3},
     "linear_unconditional": {_EST_RATE: 2e-3},

@@ -26,8 +26,6 @@ METHODS: dict[str, Fields] = {
         "estimator.local_loss.hidden": (128,),
         "estimator.local_loss.linear": False,
     },
-    # Narrow enough for narrow layers.
-    "local_loss_hidden_16": {"estimator.name": "local_loss", "estimator.local_loss.hidden": (16,)},
     # A head that flattens maps, as it does vectors.
     "local_loss_flat": {"estimator.name": "local_loss", "estimator.local_loss.filters": ()},
     "probe": {"estimator.name": "probe"},
@@ -38,7 +36,7 @@ METHODS: dict[str, Fields] = {
     },
     "loss_shaped": {"estimator.name": "loss_shaped"},
     "linear": {"estimator.name": "linear"},
-    # Labels enter only the fit of these two: their estimates are functions of h.
+    # Estimates of these two are functions of h: labels enter only their fits.
     "mean_teacher": {"estimator.name": "mean_teacher"},
     "loss_shaped_no_labels": {"estimator.name": "loss_shaped", "estimator.conditioned": False},
 }
