@@ -38,7 +38,9 @@ def louder_from(i, modules):
 
 def move_module(state, i):
     """The state with the parameters of module i and of everything at the boundaries above it moved."""
-    moved = jax.tree.map(lambda w: w + 0.5, state.modules[i].params)
+    rng = np.random.default_rng(5)
+    # Each weight on its own: one number added to all would leave a softmax, and so the gradient, alone.
+    moved = jax.tree.map(lambda w: w + rng.normal(size=w.shape).astype(np.float32), state.modules[i].params)
     modules = (*state.modules[:i], state.modules[i]._replace(params=moved), *state.modules[i + 1 :])
     above = helpers.noisy(state, seed=9).estimators[i:]
     return state._replace(modules=modules, estimators=(*state.estimators[:i], *above))
