@@ -28,7 +28,7 @@ mutants: .venv/installed-dev
 	$(BIN)/python -m tests.mutants $(ARGS)
 
 # A few of the tests (.ci/smoke.txt) with the lowest versions of all dependencies, and on later Pythons.
-versions:
+versions: .venv/installed-dev
 	.ci/versions install .versions
 	.ci/versions test .versions
 

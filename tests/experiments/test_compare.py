@@ -14,8 +14,10 @@ from sklearn.datasets import load_digits
 
 import decoupled
 from configs import compare as compare_config
+from configs import digits
 from decoupled import estimators
 from decoupled.builder import methods
+from decoupled.errors import UsageError
 from decoupled.training import Workdir, train_and_evaluate
 from experiments import compare
 from tests.commands import run
@@ -104,10 +106,6 @@ def test_a_seed_gives_what_train_gives(tmp_path):
     ("arguments", "message"),
     [
         (["--config.methods=prob"], "config.methods names 'prob': choose from backprop"),
-        (["--config.dataset=procedural"], "no default for the data set 'procedural': set it"),
-        (["--config.seeds=0"], "config.seeds is 0: choose a whole number from 1 to"),
-        (["--config=configs/digits.py"], "has no methods, seeds, timing_turns: use configs/compare.py"),
-        (["--config.boundaries=none"], "leaves nothing to compare"),
         (["--config.epoch=3"], "did you mean"),
     ],
 )
@@ -117,6 +115,22 @@ def test_mistakes_are_one_line(arguments, message, tmp_path):
     assert message.lower() in done.stderr.lower()
     assert done.stderr.startswith("compare: ")
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "message"),
+    [
+        (compare_config, {"dataset": "procedural"}, "no default for the data set 'procedural': set it"),
+        (compare_config, {"seeds": 0}, "config.seeds is 0: choose a whole number from 1 to"),
+        (compare_config, {"boundaries": "none"}, "leaves nothing to compare"),
+        (digits, {}, "has no methods, seeds, timing_turns: use configs/compare.py"),
+    ],
+)
+def test_a_config_that_cannot_be_compared_is_refused(config, changes, message, tmp_path):
+    config = config.get_config()
+    config.update(changes)
+    with pytest.raises(UsageError, match=message):
+        compare.compare(config, tmp_path)
 
 
 @pytest.mark.parametrize(("name", "learns"), [("backprop", True), ("noise", False)])
