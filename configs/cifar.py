@@ -18,7 +18,10 @@ def get_config(variant: str = ""):
     config.model.name = "cnn"
     # As near to backprop as any, at nearly the same cost: `python -m experiments.accuracy`.
     config.estimator.name = "local_loss"
-    config.estimator_optimizer.learning_rate = 2e-4
+    # CIFAR-10 (a JPEG copy), 25 epochs, one seed: 79.1 %, where backprop has 80.0 % at 4e-3. At 1e-3 and
+    # 2e-4 it is 76.2 %.
+    config.optimizer.learning_rate = 4e-3
+    config.estimator_optimizer.learning_rate = 1e-2
     config.crop_padding = 4
     config.flip = True
     if variant == "quick":
@@ -27,6 +30,9 @@ def get_config(variant: str = ""):
         config.validation_examples = 500
         config.epochs = 3
         config.batch_size = 64
+        # Chosen on its held-out examples, seed 0: 98.2 % after 3 epochs, at the rates above 87.2 %.
+        config.optimizer.learning_rate = 1e-3
+        config.estimator_optimizer.learning_rate = 2e-4
         config.log_every = 10
         config.alignment_every = 25
     else:

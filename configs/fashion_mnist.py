@@ -2,7 +2,7 @@
 
 python train.py --config=configs/fashion_mnist.py
 
-Ten epochs take a minute or two on 2 cores. README's results have 20 (`--config.epochs=20`): 89.8 % on the
+Ten epochs take a minute or two on 2 cores. docs/results.md has 20 (`--config.epochs=20`): 89.8 % on the
 test set, where backprop has 89.9 %.
 """
 

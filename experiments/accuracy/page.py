@@ -49,7 +49,7 @@ def rows(found: Sequence[Finding]) -> list[tuple[str, ...]]:
 
 
 def markdown(found: Sequence[Finding]) -> str:
-    """The table for a README."""
+    """The table for docs/results.md."""
     lines = [HEADER, ["---"] * len(HEADER), *rows(found)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 

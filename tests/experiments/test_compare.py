@@ -41,7 +41,7 @@ def compared(tmp_path_factory):
 def test_published_orderings_come_out(compared):
     rows, _, _ = compared
     accuracy = {name: statistics.mean(row["test_accuracy"]) for name, row in rows.items()}
-    # README's table, which a test reads too, has more of them.
+    # The table of docs/methods.md, which a test reads too, has more of them.
     assert accuracy["backprop"] > accuracy["direct_feedback_alignment"] > accuracy["noise"] + 0.05
     cosine = {name: statistics.mean(row["cosine"]) for name, row in rows.items()}
     assert cosine["backprop"] == pytest.approx(1, abs=1e-4)

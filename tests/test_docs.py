@@ -1,4 +1,4 @@
-"""Every command and snippet of the README, run, cut down by options where it would take long."""
+"""Every command and snippet of README and docs, run, cut down by options where it would take long."""
 
 import functools
 import importlib.util
@@ -19,12 +19,18 @@ from experiments import compare, paper
 from tests.commands import ROOT, run
 from tests.data.formats import write_idx_files
 
-README = (ROOT / "README.md").read_text()
-COMMANDS = [
-    line
-    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-    for line in block.strip().splitlines()
-]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXTS = {page.stem: page.read_text(encoding="utf-8") for page in PAGES}
+
+
+def blocks(language):
+    """Every block of code in a language: page, text."""
+    pattern = rf"```{language}\n(.*?)```"
+    return [(name, block) for name, text in TEXTS.items() for block in re.findall(pattern, text, re.DOTALL)]
+
+
+# Each once, in order.
+COMMANDS = list(dict.fromkeys(line for _, block in blocks("bash") for line in block.strip().splitlines()))
 SMALL = {
     "digits": [],
     "cifar": ["--config.validation_examples=3744", "--config.model.cnn.features=(4,4)"],
@@ -67,14 +73,18 @@ def test_other_commands_name_modules():
         assert importlib.util.find_spec(module)
 
 
+def test_the_readme_is_short():
+    assert len(TEXTS["README"].splitlines()) <= 150
+
+
 def test_every_claim_is_in_the_table_with_its_verdict():
-    table = README.partition("## Every claim of the paper")[2].partition("\n## ")[0]
+    table = TEXTS["claims"]
     for claim in paper.CLAIMS:
         name = claim.module.rpartition(".")[2]
         assert f"`{name}`" in table
 
 
-def test_make_targets_are_what_the_readme_says():
+def test_make_targets_are_what_the_pages_say():
     assert [line for line in COMMANDS if line.startswith("make")] == ["make train", "make test"]
     # The tests run under `make test`; of `make train` the environment is taken as installed.
     binaries = Path(sys.executable).parent
@@ -83,23 +93,23 @@ def test_make_targets_are_what_the_readme_says():
         + ["ARGS=--config=configs/digits.py --config.epochs=1"]
     )
     assert done.returncode == 0, done.stderr
-    for target in re.findall(r"`make (\w+)`", README):
+    for target in re.findall(r"`make ([\w-]+)`", "".join(TEXTS.values())):
         assert run(["make", "--dry-run", target]).returncode == 0
 
 
 def loss_printed_by(script, capsys):
-    exec(compile(script, "README.md", "exec"), {})
+    exec(compile(script, "snippet", "exec"), {})
     return float(capsys.readouterr().out.split()[1])
 
 
-@pytest.mark.parametrize("snippet", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
-def test_snippets_learn(snippet, capsys):
+@pytest.mark.parametrize(("page", "snippet"), blocks("python"))
+def test_snippets_learn(page, snippet, capsys):
     with jax.numpy_rank_promotion("allow"):  # as it is for a reader
         assert loss_printed_by(snippet, capsys) < 0.5
 
 
 def test_the_diff_decouples_a_script_in_five_lines(capsys):
-    (diff,) = re.findall(r"```diff\n(.*?)```", README, re.DOTALL)
+    ((_, diff),) = blocks("diff")
     lines = [line or " " for line in diff.splitlines()]
     before = "\n".join(line[1:] for line in lines if line[0] != "+")
     after = "\n".join(line[1:] for line in lines if line[0] != "-")
@@ -114,13 +124,12 @@ def test_the_diff_decouples_a_script_in_five_lines(capsys):
 
 def test_step_time_table_has_every_method_of_the_benchmark():
     """Which a test of `make bench` runs."""
-    table = README.partition("What a fused step costs")[2]
+    table = TEXTS["results"].partition("What a fused step costs")[2]
     assert all(f"| {name} |" in table for name in step_time.methods())
 
 
 def test_options_in_the_results_are_fields_of_the_config():
-    results = README.partition("## Results")[2].partition("\n## ")[0]
-    options = re.findall(r"--config\.([\w.]+)=([\w.-]+)", results)
+    options = re.findall(r"--config\.([\w.]+)=([\w.-]+)", TEXTS["results"])
     assert options
     config = fashion_mnist.get_config().to_dict()
     for field, _ in options:
@@ -129,7 +138,7 @@ def test_options_in_the_results_are_fields_of_the_config():
 
 def methods_table():
     """Name of a row -> its other cells."""
-    lines = README.partition("## Methods")[2].partition("\n## ")[0].splitlines()
+    lines = TEXTS["methods"].splitlines()
     rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in lines if line.startswith("|")][2:]
     return {row[0].strip(): [cell.strip() for cell in row[1:]] for row in rows}
 
@@ -153,6 +162,7 @@ def test_published_orderings_are_in_the_methods_table():
         assert accuracy[local] > accuracy["backprop"] - 1.5
 
 
-def test_links_lead_somewhere():
-    for target in re.findall(r"\]\((?!https://)([^)]+)\)", README):
-        assert (ROOT / target).exists()
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!https://)([^)]+)\)", TEXTS[page.stem]):
+        assert (page.parent / target).exists()
