@@ -7,6 +7,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from decoupled.analysis.scaled import length, unit_length
+from decoupled.estimators.synthetic_gradient import at_least_float32
 from decoupled.learner import Learner
 from decoupled.losses import output_error
 from decoupled.state import LearnerState
@@ -76,9 +78,7 @@ def cosine(a: Array, b: Array) -> Array:
       A scalar in [-1, 1].
     """
     chex.assert_equal_shape([a, b])
-    a, b = a.astype(jnp.float32).ravel(), b.astype(jnp.float32).ravel()
-    norms = jnp.linalg.norm(a) * jnp.linalg.norm(b)
-    return jnp.where(norms > 0, jnp.vdot(a, b) / jnp.where(norms > 0, norms, 1.0), 0.0)
+    return jnp.vdot(unit_length(a), unit_length(b))
 
 
 def sign_agreement(estimated: Array, true: Array) -> Array:
@@ -109,7 +109,7 @@ def norm_ratio(estimated: Array, true: Array) -> Array:
       A scalar, at least 0; 1 where both are zero, infinite where only the true gradient is.
     """
     chex.assert_equal_shape([estimated, true])
-    return _quotient(*(jnp.linalg.norm(g.astype(jnp.float32).ravel()) for g in (estimated, true)))
+    return _quotient(length(estimated), length(true))
 
 
 def r_squared(estimated: Array, true: Array) -> Array:
@@ -124,10 +124,10 @@ def r_squared(estimated: Array, true: Array) -> Array:
       A scalar, at most 1; where the true gradient is zero 0 if the estimate is too, else minus infinity.
     """
     chex.assert_equal_shape([estimated, true])
-    estimated, true = estimated.astype(jnp.float32), true.astype(jnp.float32)
-    return 1 - _quotient(jnp.sum(jnp.square(estimated - true)), jnp.sum(jnp.square(true)))
+    difference = at_least_float32(estimated) - at_least_float32(true)
+    return 1 - jnp.square(_quotient(length(difference), length(true)))
 
 
 def _quotient(a: Array, b: Array) -> Array:
     """a / b of numbers from 0; 1 where both are zero, infinite where only b is."""
-    return jnp.where(b > 0, a / jnp.where(b > 0, b, 1.0), jnp.where(a > 0, jnp.inf, 1.0))
+    return jnp.where(b == 0, jnp.where(a == 0, 1.0, a + jnp.inf), a / jnp.where(b == 0, 1.0, b))

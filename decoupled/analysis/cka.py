@@ -11,6 +11,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from decoupled.analysis.scaled import unit_length, unit_peak
 from decoupled.types import Array
 
 
@@ -55,7 +56,5 @@ def cka_of_layers(a: Sequence[Array], b: Sequence[Array]) -> Array:
 
 def _centred(h: Array) -> Array:
     """(n, units) of mean zero over examples and of length 1, since squares of squares underflow."""
-    rows = h.reshape(h.shape[0], -1)
-    rows = rows - jnp.mean(rows, axis=0, keepdims=True)
-    norm = jnp.linalg.norm(rows)
-    return rows / jnp.where(norm > 0, norm, 1.0)
+    rows, _ = unit_peak(h.reshape(h.shape[0], -1))
+    return unit_length(rows - jnp.mean(rows, axis=0, keepdims=True))

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
+from decoupled.analysis.scaled import length
 from decoupled.estimators.synthetic_gradient import sg_loss
 from decoupled.learner import Learner
 from decoupled.losses import output_error
@@ -74,7 +74,7 @@ def critical_point(learner: Learner, state: LearnerState, x: Array, y: Array, ke
         h = passed[i].h_out
 
     def mean_norm(per_example_sum: PyTree) -> Array:
-        return optax.tree.norm(per_example_sum) / x.shape[0]
+        return length(per_example_sum) / x.shape[0]
 
     _, error = output_error(learner.loss, h, y)
     grad_params, *target = passed[-1].pullback(error)
@@ -82,11 +82,11 @@ def critical_point(learner: Learner, state: LearnerState, x: Array, y: Array, ke
     for i in reversed(range(len(learner.estimators))):
         estimator, est_params, h = learner.estimators[i], state.estimators[i].params, passed[i].h_out
         signal = estimator.reads.choose(error=error, incoming=target[0])
-        fit.append(optax.tree.norm(_fit_gradient(estimator, est_params, h, y, target[0], signal)))
+        fit.append(length(_fit_gradient(estimator, est_params, h, y, target[0], signal)))
         grad_h_hat = estimator.estimate(est_params, h, y, signal).astype(h.dtype)
         grad_params, *target = passed[i].pullback(grad_h_hat)
         below.append(mean_norm(grad_params))
-    return CriticalPoint(loss, optax.tree.norm(gradient), above, tuple(below[::-1]), tuple(fit[::-1]))
+    return CriticalPoint(loss, length(gradient), above, tuple(below[::-1]), tuple(fit[::-1]))
 
 
 def _fit_gradient(

@@ -9,6 +9,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from decoupled.analysis.alignment import cosine
+from decoupled.analysis.scaled import unit_peak
 from decoupled.types import Array
 
 
@@ -34,8 +36,8 @@ def dissimilarity_matrix(h: Array) -> Array:
     Returns:
       (n, n), symmetric, zero on the diagonal.
     """
-    rows = h.reshape(h.shape[0], -1)
-    rows = rows - jnp.mean(rows, axis=1, keepdims=True)
+    rows, _ = unit_peak(h.reshape(h.shape[0], -1), axis=1)
+    rows, _ = unit_peak(rows - jnp.mean(rows, axis=1, keepdims=True), axis=1)
     norms = jnp.linalg.norm(rows, axis=1, keepdims=True)
     rows = jnp.where(norms > 0, rows / jnp.where(norms > 0, norms, 1.0), 0.0)
     return jnp.clip(1 - rows @ rows.T, 0.0, 2.0) * (1 - jnp.eye(h.shape[0]))
@@ -113,6 +115,5 @@ def _upper_triangles(a: Array, b: Array) -> tuple[Array, Array]:
 
 
 def _correlation_distance(a: Array, b: Array) -> Array:
-    a, b = a - jnp.mean(a), b - jnp.mean(b)
-    norms = jnp.linalg.norm(a) * jnp.linalg.norm(b)
-    return 1 - jnp.where(norms > 0, jnp.vdot(a, b) / jnp.where(norms > 0, norms, 1.0), 0.0)
+    (a, _), (b, _) = unit_peak(a), unit_peak(b)
+    return 1 - cosine(a - jnp.mean(a), b - jnp.mean(b))

@@ -1,0 +1,39 @@
+"""Lengths of arrays whose squares would underflow or overflow: divided by their largest entry first."""
+
+import jax
+import jax.numpy as jnp
+
+from decoupled.estimators.synthetic_gradient import at_least_float32
+from decoupled.types import Array, PyTree
+
+
+def unit_peak(a: Array, axis: int | None = None) -> tuple[Array, Array]:
+    """An array over its largest magnitude, and that magnitude; 1 where all is zero.
+
+    Args:
+      a: any shape; computed with as float32, or float64 if it is.
+      axis: along which the largest is looked for; None for the whole array.
+
+    Returns:
+      The array, entries in [-1, 1]; the magnitude, a scalar or with `axis` of length 1.
+    """
+    a = at_least_float32(a)
+    peak = jnp.max(jnp.abs(a), axis=axis, keepdims=axis is not None, initial=0)
+    peak = jnp.where(peak == 0, 1, peak)
+    return a / peak, peak
+
+
+def length(tree: PyTree) -> Array:
+    """Euclidean length of all arrays in a tree taken as one vector, a scalar."""
+    leaves = [unit_peak(leaf) for leaf in jax.tree.leaves(tree)]
+    if not leaves:
+        return jnp.zeros(())
+    lengths, peak = unit_peak(jnp.stack([peak * jnp.linalg.norm(leaf.ravel()) for leaf, peak in leaves]))
+    return peak * jnp.linalg.norm(lengths)
+
+
+def unit_length(a: Array) -> Array:
+    """An array over its length, taken as one vector; zero where it is."""
+    a, _ = unit_peak(a)
+    norm = jnp.linalg.norm(a.ravel())
+    return a / jnp.where(norm == 0, 1, norm)
