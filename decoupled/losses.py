@@ -24,8 +24,7 @@ def softmax_cross_entropy(logits: Array, labels: Array) -> Array:
             f"the log loss takes logits (batch, classes) and labels (batch,), not {logits.shape} and"
             f" {labels.shape} (for a label a token, let a boundary count tokens as examples: batch_axes=2)"
         )
-    precise = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    return optax.softmax_cross_entropy_with_integer_labels(precise, labels)
+    return optax.softmax_cross_entropy_with_integer_labels(_at_least_float32(logits), labels)
 
 
 def squared_error(output: Array, targets: Array) -> Array:
@@ -36,10 +35,11 @@ def squared_error(output: Array, targets: Array) -> Array:
       targets: shape of `output`.
 
     Returns:
-      (batch,).
+      (batch,), float32, or float64 if the output is.
     """
     chex.assert_equal_shape([output, targets])
-    return 0.5 * jnp.sum(jnp.square(output - targets), axis=tuple(range(1, output.ndim)))
+    difference = _at_least_float32(output) - _at_least_float32(targets)
+    return 0.5 * jnp.sum(jnp.square(difference), axis=tuple(range(1, output.ndim)))
 
 
 def output_error(loss: Loss, output: Array, y: Array) -> tuple[Array, Array]:
@@ -57,3 +57,7 @@ def output_error(loss: Loss, output: Array, y: Array) -> tuple[Array, Array]:
     chex.assert_shape(losses, (output.shape[0],))
     # A signal, not a function of the parameters: nothing is to be differentiated through it.
     return losses, jax.lax.stop_gradient(pullback(jnp.ones_like(losses))[0])
+
+
+def _at_least_float32(output: Array) -> Array:
+    return output.astype(jnp.promote_types(output.dtype, jnp.float32))

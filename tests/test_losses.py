@@ -22,3 +22,11 @@ def test_squared_error_and_its_gradient():
     np.testing.assert_allclose(per_example, 0.5 * ((output - target) ** 2).sum(1), rtol=1e-5)
     gradient = jax.grad(lambda o: losses.squared_error(o, target).sum())(output)
     np.testing.assert_allclose(gradient, output - target, rtol=1e-5)
+
+
+def test_squared_error_of_half_precision_is_summed_in_single():
+    """1000 squares of 1/16: bfloat16 has no number between 3.9 and 4 that would hold the sum, 3.90625."""
+    output = jnp.full((2, 1000), 0.0625, jnp.bfloat16)
+    per_example = losses.squared_error(output, jnp.zeros_like(output))
+    np.testing.assert_allclose(per_example, 0.5 * 1000 / 256)
+    assert per_example.dtype == jnp.float32

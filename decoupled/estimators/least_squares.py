@@ -13,6 +13,7 @@ solves. For K it hands over the gradient of the SG loss: the solver has no use f
 drops it, but any other optimizer would still fit K with it, though by descent.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -55,16 +56,18 @@ def solver(
 
     Args:
       decay: of the past in one step, in [0, 1): the fit remembers about 1 / (1 - decay) steps.
-      ridge: as a fraction of the mean square of a feature.
+      ridge: as a fraction of the mean square of a feature. What rounding needs, 4 epsilon of the sum of
+        these squares, is the least it is taken for: 0 gives the fit of least norm, to rounding.
       solve_every: steps between solutions, each about (features)^3 / 3 multiplications.
 
     Returns:
       What an Estimator has for its `optimizer`.
 
     Raises:
-      UsageError: a number is out of its range.
+      UsageError: a number is out of its range; or, from `init` and `update`, the averages are in half
+        precision, in which they would neither move nor be solved.
     """
-    if not (0 <= decay < 1 and ridge >= 0 and solve_every >= 1):
+    if not (0 <= decay < 1 and 0 <= ridge < math.inf and solve_every >= 1):
         raise UsageError(
             "least squares needs 0 <= decay < 1, ridge >= 0 and solve_every >= 1,"
             f" not decay {decay}, ridge {ridge}, solve_every {solve_every}"
@@ -74,9 +77,11 @@ def solver(
         descend: Any = descent.update  # of dicts, which optax's types do not know
 
         def init(params: PyTree) -> tuple[Array, Any]:
+            _check_precision(params)
             return jnp.zeros((), jnp.int32), descent.init(_descended(params))
 
         def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
+            _check_precision(params)
             steps, rest = state
             moved, rest = descend(_descended(updates), rest, _descended(params))
             gram_step, cross_step = ((1 - decay) * (updates[n] - params[n]) for n in ("gram", "cross"))
@@ -93,6 +98,15 @@ def solver(
     return beside
 
 
+def _check_precision(params: PyTree) -> None:
+    dtype = params["gram"].dtype
+    if jnp.finfo(dtype).bits < 32:
+        raise UsageError(
+            f"the averages of least squares are {dtype}, too coarse to be solved: leave est_params in"
+            " float32 when you cast a model's parameters; activations and layers may be in half precision"
+        )
+
+
 def _descended(tree: PyTree) -> PyTree:
     return {name: leaf for name, leaf in tree.items() if name not in _SOLVED}
 
@@ -101,7 +115,9 @@ def _descended(tree: PyTree) -> PyTree:
 @jax.custom_batching.sequential_vmap  # LAPACK, one by one, is far faster than XLA's batched solver on CPUs
 def solve(gram: Array, cross: Array, ridge: Array) -> Array:
     """(gram + ridge I)^-1 cross, with the ridge as a fraction of gram's mean diagonal element."""
-    # Relative to the trace, so that averages still growing from zero need no correction.
-    damping = ridge * jnp.trace(gram) / gram.shape[0] + jnp.finfo(gram.dtype).tiny
+    # Relative to the trace, so that averages still growing from zero need no correction. With less than the
+    # floor, rounding alone may leave a matrix that has no Cholesky factor.
+    precision = jnp.finfo(gram.dtype)
+    damping = jnp.maximum(ridge / gram.shape[0], 4 * precision.eps) * jnp.trace(gram) + precision.tiny
     damped = gram + damping * jnp.eye(gram.shape[0])
     return jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(damped), cross)

@@ -19,7 +19,7 @@ def recursive_least_squares(
     Args:
       context: encodes y; None leaves it out.
       decay: of the past in one step, in [0, 1): the fit remembers about 1 / (1 - decay) steps.
-      ridge: as a fraction of the mean square of a feature.
+      ridge: as a fraction of the mean square of a feature; 0 for no more than rounding needs.
       solve_every: steps between solutions, each about (features)^3 / 3 multiplications.
 
     Raises:

@@ -129,6 +129,42 @@ def test_recursive_least_squares_survives_features_that_never_move():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(est_params))
 
 
+@pytest.mark.parametrize(
+    ("features", "kind"), [(3, "any"), (65, "any"), (65, "equal"), (65, "far from zero")]
+)
+def test_least_squares_without_a_ridge_gives_the_fit_of_least_norm(features, kind):
+    """More features than examples: NumPy's lstsq."""
+    rng = np.random.default_rng(features)
+    h = rng.normal(size=(16, features))
+    h = {"any": h, "equal": np.repeat(h[:, :1], features, 1), "far from zero": 1 + 0.3 * h}[kind]
+    h, target = (jnp.asarray(a, jnp.float32) for a in (h, rng.normal(size=(16, features))))
+    estimator = estimators.recursive_least_squares(ridge=0)
+    est_params, _ = fit(estimator, h, None, target, steps=1)
+    x = np.hstack([np.asarray(h, np.float64), np.ones((16, 1))])
+    expected = x @ np.linalg.lstsq(x, np.asarray(target, np.float64), rcond=1e-6)[0]
+    np.testing.assert_allclose(estimator.estimate(est_params, h, None, None), expected, atol=0.02)
+
+
+def test_least_squares_in_half_precision_is_refused():
+    h, y, target = problem("linear")
+    estimator = estimators.recursive_least_squares(CONTEXT)
+    est_params = estimator.init(KEY, h, y)
+    tx = estimator.optimizer(optax.sgd(0.1))
+    coarse = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), est_params)
+    with pytest.raises(decoupled.UsageError, match="leave est_params in float32 when"):
+        tx.init(coarse)
+    _, gradient = estimator.training_gradient(coarse, h, y, target)
+    with pytest.raises(decoupled.UsageError, match="leave est_params in float32 when"):
+        tx.update(gradient, tx.init(est_params), coarse)
+
+
+def test_least_squares_serves_activations_in_half_precision():
+    h, y, target = problem("linear")
+    h, target = (a.astype(jnp.bfloat16) for a in (h, target))
+    _, losses = fit(estimators.recursive_least_squares(CONTEXT), h, y, target, steps=5)
+    assert losses[-1] < 0.15 * losses[0]
+
+
 def test_one_hot_wants_a_vector_of_labels():
     for y in (jnp.zeros((4, 1), jnp.int32), jnp.zeros(4)):
         with pytest.raises(decoupled.UsageError, match="one_hot encodes integer labels, one an example"):
