@@ -11,23 +11,24 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
+import config_file
+
 # Before NumPy or SciPy is imported: LAPACK, which solves for small matrices here, must not start threads of
 # its own beside XLA's. On 2 cores that halves the time of a step with recursive least squares.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
-def run(program: str, config: flags.FlagHolder, main: Callable[[], None]) -> None:
+def run(program: str, main: Callable[[], None]) -> None:
     """Runs `main` with parsed flags; exit code: 0, 1 (failed), 2 (usage) or 128 + the number of a signal.
 
     Args:
       program: how error messages call it.
-      config: the flag made by `config_flags.DEFINE_config_file`.
       main: the program; it may raise the errors of `decoupled.errors`.
     """
 
     def guarded(argv: list[str]) -> None:
         from decoupled.distributed import leave
-        from decoupled.errors import DataError, Interrupted, TrainingError, UsageError
+        from decoupled.errors import DataError, Interrupted, MissingPackage, TrainingError, UsageError
 
         logging.set_verbosity(logging.INFO)
         getLogger("jax").setLevel("WARNING")  # it reports every absent kind of device
@@ -37,29 +38,29 @@ def run(program: str, config: flags.FlagHolder, main: Callable[[], None]) -> Non
             main()
         except UsageError as error:
             _fail(program, str(error), 2, leave)
-        except (DataError, TrainingError) as error:
+        except (DataError, MissingPackage, TrainingError) as error:
             _fail(program, str(error), 1, leave)
         except Interrupted as stopped:
             _fail(program, str(stopped), 128 + stopped.signal, leave)
         except KeyboardInterrupt:
             _fail(program, "interrupted", 130, leave)
 
-    app.run(guarded, flags_parser=lambda argv: _parse_flags(program, config, argv))
+    app.run(guarded, flags_parser=lambda argv: _parse_flags(program, argv))
 
 
-def _parse_flags(program: str, config: flags.FlagHolder, argv: list[str]) -> list[str]:
+def _parse_flags(program: str, argv: list[str]) -> list[str]:
     try:
-        rest = flags.FLAGS(argv)
-        if config.value is not None:
-            config.value.to_dict()  # A file that could not be read says so only when it is used.
-        return rest
-    except (AttributeError, KeyError) as error:
+        return flags.FLAGS(argv)
+    except config_file.BadConfigFile as error:
+        _fail(program, str(error), 2)
+    except (AttributeError, LookupError) as error:
         # Nested lookups quote their messages: undo that.
         text = str(error).replace("\\n", ". ").replace("\\'", "").strip("\"'")
         _fail(program, f"no such config field: {text} (see --help)", 2)
-    except (flags.Error, ImportError, OSError, SyntaxError, TypeError, ValueError) as error:
-        # The last line says what is wrong; those above it are how it was found out.
-        _fail(program, f"{str(error).strip().splitlines()[-1].strip()} (see --help)", 2)
+    except flags.Error as error:
+        _fail(program, f"{' '.join(str(error).split())} (see --help)", 2)
+    except (TypeError, ValueError) as error:
+        _fail(program, f"cannot set a field of --config: {' '.join(str(error).split())} (see --help)", 2)
     except SystemExit:  # absl ends so after --help, and counts that as a failure.
         sys.exit(0 if any(word.startswith(("--help", "-help", "-?")) for word in argv) else 1)
 

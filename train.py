@@ -20,11 +20,11 @@ import time
 from pathlib import Path
 
 from absl import flags, logging
-from ml_collections import config_flags
 
 import command_line
+import config_file
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "What to train: a file in configs/.")
+_CONFIG = config_file.define_flag("What to train: a file in configs/, or the config.json of a run.")
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
@@ -75,9 +75,8 @@ def _train() -> None:
 
 
 def _default_workdir() -> str:
-    config_file = config_flags.get_config_filename(flags.FLAGS["config"])
-    return f"runs/{Path(config_file).stem}/{time.strftime('%Y%m%d-%H%M%S')}"
+    return f"runs/{config_file.name_of(_CONFIG)}/{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 if __name__ == "__main__":
-    command_line.run("train.py", _CONFIG, main)
+    command_line.run("train.py", main)

@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import optax
 
 from decoupled import data, estimators, losses, models
@@ -24,6 +23,7 @@ from decoupled.config_checks import check
 from decoupled.data.dataset import Dataset
 from decoupled.errors import UsageError
 from decoupled.estimators.synthetic_gradient import Context
+from decoupled.extras import extra
 from decoupled.learner import Learner, make_learner
 from decoupled.models.norm import NORMS
 from decoupled.modules import cut
@@ -33,6 +33,9 @@ from decoupled.training.execution import Execution
 from decoupled.training.loop import Job
 from decoupled.types import Estimator, Module
 from decoupled.watch import watched, watched_estimator
+
+with extra("train"):
+    import ml_collections
 
 _BACKWARD_RULES: dict[str, BackwardRule | None] = {
     "exact": None,

@@ -4,12 +4,15 @@ configs/base.py describes the fields. What depends on the data, on devices or on
 checked where that is known.
 """
 
-from collections.abc import Collection, Mapping
+import difflib
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
-import ml_collections
-
 from decoupled.errors import UsageError
+from decoupled.extras import extra
+
+with extra("train"):
+    import ml_collections
 
 _MOST_COUNTED = 2**31 - 1  # by the int32 counters on devices
 _MOST_FLOAT32 = 3.4028234663852886e38
@@ -109,7 +112,7 @@ _TEXTS = ("data_dir", "boundaries")
 
 
 def check(config: ml_collections.ConfigDict, choices: Mapping[str, Collection[str]]) -> None:
-    """Refuses a config with a value that no run can use.
+    """Refuses a config with a field that nothing reads, or a value that no run can use.
 
     Args:
       config: as in configs/base.py.
@@ -118,6 +121,9 @@ def check(config: ml_collections.ConfigDict, choices: Mapping[str, Collection[st
     Raises:
       UsageError: says which field has which value, and what it may be.
     """
+    known = fields_known(choices)
+    for field in _unread(config, known):
+        raise UsageError(f"nothing reads config.{field}: {_advice(field, known)}")
     for field, names in choices.items():
         value = value_of(config, field)
         if not isinstance(value, str) or value not in names:
@@ -128,6 +134,11 @@ def check(config: ml_collections.ConfigDict, choices: Mapping[str, Collection[st
         for field in fields:
             if not isinstance(value := value_of(config, field), kind):
                 raise _refused(field, value, name)
+
+
+def fields_known(choices: Mapping[str, Collection[str]]) -> list[str]:
+    """Every field that a config has."""
+    return [*choices, *RANGES, *_YES_OR_NO, *_TEXTS]
 
 
 def check_range(config: ml_collections.ConfigDict, field: str, allowed: Range) -> None:
@@ -155,6 +166,31 @@ def value_of(config: ml_collections.ConfigDict, field: str) -> Any:
             )
         value = value[part]
     return value
+
+
+def _unread(config: ml_collections.ConfigDict, known: Collection[str], path: str = "") -> Iterator[str]:
+    """Fields and sections that are not among those known.
+
+    Raises:
+      UsageError: a section has a value.
+    """
+    for name, value in config.items():
+        field = f"{path}{name}"
+        within = [other for other in known if other.startswith(f"{field}.")]
+        if within and isinstance(value, ml_collections.ConfigDict):
+            yield from _unread(value, known, f"{field}.")
+        elif within:
+            raise _refused(field, value, f"a section of fields, like config.{within[0]}")
+        elif field not in known:
+            yield field
+
+
+def _advice(field: str, known: Collection[str]) -> str:
+    """What to do about a field that nothing reads: the likeliest that was meant, by its path or its name."""
+    likely = difflib.get_close_matches(field, known, n=1)
+    by_name = {other.rpartition(".")[2]: other for other in known}
+    likely += [by_name[name] for name in difflib.get_close_matches(field.rpartition(".")[2], by_name, n=1)]
+    return f"did you mean {likely[0]}?" if likely else "leave it out; configs/base.py has every field"
 
 
 def _refused(field: str, value: Any, allowed: str) -> UsageError:

@@ -22,6 +22,13 @@ class TrainingError(RuntimeError):
     """
 
 
+class MissingPackage(ModuleNotFoundError):
+    """A package that only some uses need is not installed; the message has the command that does so.
+
+    `train.py` prints it as one line and exits with code 1.
+    """
+
+
 class Interrupted(RuntimeError):
     """A run was asked to stop, and has, with a checkpoint to go on from.
 

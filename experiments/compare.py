@@ -19,9 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 import command_line
+import config_file
 from benchmarks.timing import interleaved_seconds, median_ratio
 from configs.compare import SIZES
 from decoupled.builder import build, methods
@@ -34,6 +35,8 @@ from decoupled.training.workdir import write_whole
 from decoupled.types import PyTree
 from experiments.compare_page import render
 
+# Of the comparison, where a run has a seed.
+_OWN_FIELDS = {"seeds", "methods", "timing_turns"}
 # Learning rates other than the default, chosen on Fashion-MNIST's held-out examples with seed 0.
 _RATE, _EST_RATE = "optimizer.learning_rate", "estimator_optimizer.learning_rate"
 _OPTIONS: dict[str, dict[str, Any]] = {
@@ -73,7 +76,7 @@ def chosen_rows(names: str) -> dict[str, dict[str, Any]]:
 
 def sized(config: ConfigDict) -> ConfigDict:
     """The config with what was left unset filled in for its data set."""
-    if missing := {"seeds", "methods", "timing_turns"} - set(config.keys()):
+    if missing := _OWN_FIELDS - set(config.keys()):
         raise UsageError(f"this config has no {', '.join(sorted(missing))}: use configs/compare.py")
     for field, least in (("seeds", 1), ("timing_turns", 0)):
         check_range(config, field, whole(least))
@@ -90,7 +93,8 @@ def sized(config: ConfigDict) -> ConfigDict:
 
 def job_of(config: ConfigDict, options: dict[str, Any]) -> Job:
     """What a row trains."""
-    config = ConfigDict({**config.to_dict(), "seed": 0})  # the seeds are given to `train`
+    fields = {name: value for name, value in config.to_dict().items() if name not in _OWN_FIELDS}
+    config = ConfigDict({**fields, "seed": 0})  # the seeds are given to `train`
     config.update_from_flattened_dict(options)
     return build(config)
 
@@ -250,6 +254,6 @@ if __name__ == "__main__":
     # Not as the flag's default: mistakes in overrides would then be found before there is anyone to tell.
     if not any(word.startswith("--config=") for word in sys.argv):
         sys.argv.insert(1, "--config=configs/compare.py")
-    CONFIG = config_flags.DEFINE_config_file("config", None, "What to compare on.")
+    CONFIG = config_file.define_flag("What to compare on.")
     OUT = flags.DEFINE_string("out", "runs/compare", "Folder for compare.json and compare.html.")
-    command_line.run("compare", CONFIG, lambda: compare(CONFIG.value, Path(OUT.value)))
+    command_line.run("compare", lambda: compare(CONFIG.value, Path(OUT.value)))

@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.figure import Figure
 
 from decoupled.analysis.activations import activations
 from decoupled.analysis.alignment import boundary_gradients, cosine, norm_ratio, r_squared, sign_agreement
@@ -12,9 +11,13 @@ from decoupled.analysis.dissimilarity import dissimilarity_matrix, label_order
 from decoupled.analysis.drawing import Panel, draw_by_layer, draw_matrices
 from decoupled.analysis.probes import probe_accuracies
 from decoupled.errors import UsageError
+from decoupled.extras import extra
 from decoupled.learner import Learner
 from decoupled.state import LearnerState
 from decoupled.types import Array, Key
+
+with extra("analysis"):
+    from matplotlib.figure import Figure
 
 _MOST_COLUMNS = 6  # more matrices side by side are too small to be read
 _MOST_EXAMPLES = 100  # of an RDM, where each is a row of pixels

@@ -1,17 +1,20 @@
 """Data sets in host memory: one format a file, bytes in, checked labelled images out."""
 
-from decoupled.data.augment import Preprocess, preprocess
-from decoupled.data.dataset import (
-    Dataset,
-    Split,
-    batches_from,
-    batches_per_epoch,
-    hold_out,
-    shuffled_batches,
-)
-from decoupled.data.digits import digits
-from decoupled.data.procedural import procedural
-from decoupled.data.published import FASHION_MNIST, MNIST, cifar10, cifar100, idx_dataset
+from decoupled.extras import extra
+
+with extra("train"):
+    from decoupled.data.augment import Preprocess, preprocess
+    from decoupled.data.dataset import (
+        Dataset,
+        Split,
+        batches_from,
+        batches_per_epoch,
+        hold_out,
+        shuffled_batches,
+    )
+    from decoupled.data.digits import digits
+    from decoupled.data.procedural import procedural
+    from decoupled.data.published import FASHION_MNIST, MNIST, cifar10, cifar100, idx_dataset
 
 __all__ = [
     "FASHION_MNIST",

@@ -1,15 +1,18 @@
 """The training loop around a learner: steps, evaluation, checkpoints, progress, and the results on disk."""
 
-from decoupled.training.loop import Job, train_and_evaluate
-from decoupled.training.parts import (
-    flax_variables,
-    load_estimator,
-    load_module,
-    save_estimator,
-    save_module,
-)
-from decoupled.training.trained import load_trained
-from decoupled.training.workdir import NoWorkdir, Workdir, read_metrics
+from decoupled.extras import extra
+
+with extra("train"):
+    from decoupled.training.loop import Job, train_and_evaluate
+    from decoupled.training.parts import (
+        flax_variables,
+        load_estimator,
+        load_module,
+        save_estimator,
+        save_module,
+    )
+    from decoupled.training.trained import load_trained
+    from decoupled.training.workdir import NoWorkdir, Workdir, read_metrics
 
 __all__ = [
     "Job",

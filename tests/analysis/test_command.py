@@ -1,11 +1,12 @@
 """`python -m decoupled.analysis`: the figures of a finished run."""
 
+import json
 import sys
 
 import pytest
 
 from configs import digits
-from decoupled.analysis.__main__ import analyse
+from decoupled.analysis.page import analyse
 from decoupled.builder import build
 from decoupled.errors import DataError
 from decoupled.training import Workdir, train_and_evaluate
@@ -19,6 +20,10 @@ def workdir(tmp_path_factory):
     path = tmp_path_factory.mktemp("analysis") / "run"
     with Workdir(path, config.to_dict()) as opened:
         train_and_evaluate(build(config), opened)
+    # As if two devices had shared each batch, which ends in the same network.
+    saved = json.loads((path / "config.json").read_text())
+    saved["parallel"] |= {"mode": "mesh", "devices": 2}
+    (path / "config.json").write_text(json.dumps(saved))
     return path
 
 
@@ -33,12 +38,13 @@ def test_every_figure_is_drawn(workdir):
 def test_a_run_that_did_not_finish_has_no_network(workdir, tmp_path):
     (tmp_path / "config.json").write_text((workdir / "config.json").read_text())
     with pytest.raises(DataError, match="holds no trained network"):
-        analyse(tmp_path)
+        analyse(tmp_path, examples=100)
 
 
 def test_a_folder_without_a_run_is_a_usage_error(tmp_path):
     done = run([sys.executable, "-m", "decoupled.analysis", str(tmp_path)])
     assert done.returncode == 2
     assert (
-        done.stderr == f"analysis: {tmp_path} holds no run of train.py: no config.json can be read there\n"
+        done.stderr == f"analysis: {tmp_path} holds no run of train.py: cannot read {tmp_path}/config.json:"
+        " No such file or directory\n"
     )
