@@ -1,13 +1,17 @@
 """An optimizer for a model with boundaries: one state for the layers, one for each estimator."""
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
+from flax.core import FrozenDict, unfreeze
 
 from decoupled.boundaries.linen import FEEDBACK
+from decoupled.boundaries.nnx import Feedback
 from decoupled.errors import UsageError
 from decoupled.types import PyTree
 
@@ -27,20 +31,24 @@ def split_optimizer(
 ) -> optax.GradientTransformationExtraArgs:
     """Applies `layers` to all parameters but those of boundaries, and `estimators` to each boundary's own.
 
-    Works on the parameters of a Linen or NNX model, and on any tree in which an estimator's parameters
-    are found under the key "est_params". A model without trained estimators has all its parameters in
-    `layers`. What is under the key "feedback", were it passed along, stays as it is. Gradient clipping and
-    the like belong inside `layers`: around this, they would measure the estimators' gradients too.
+    Works on the parameters of a Linen or NNX model, on an NNX model itself, of which it moves `nnx.Param`s,
+    and on any tree in which an estimator's parameters are found under the key or attribute "est_params",
+    which is no name for a layer therefore. A model without trained estimators has all its parameters in
+    `layers`. Where all of a model's variables are passed, the collection "feedback" beside "params" stays
+    as it is. Gradient clipping and the like belong inside `layers`: around this, they would measure the
+    estimators' gradients too.
 
     Args:
       layers: for the model itself.
       estimators: for every boundary's estimator, each with a state of its own; or one transformation a
         boundary, by its path in the parameters, as in {"Boundary_0": ..., "block_1/Boundary_0": ...}.
+        Paths that would read alike are those of `jax.tree_util.keystr`: "['a/b']" and "['a']['b']".
         An estimator that solves for parameters (`recursive_least_squares`) makes an optimizer of the one
         for its others: `split_optimizer(optax.adam(1e-3), sg.optimizer(optax.adam(1e-3)))`.
 
     Raises:
-      UsageError: (from init) a boundary has no transformation, or a path leads to no boundary.
+      UsageError: (from init) a boundary has no transformation, or a path leads to no boundary; (from
+        update) there is a gradient of a boundary that init was not shown.
     """
     layers = optax.with_extra_args_support(layers)
 
@@ -49,84 +57,128 @@ def split_optimizer(
         return optax.with_extra_args_support(tx)
 
     def init(params: PyTree) -> SplitState:
-        rest, boundaries = _split(params)
-        if isinstance(estimators, Mapping) and estimators.keys() != boundaries.keys():
+        split = _split(params)
+        if isinstance(estimators, Mapping) and estimators.keys() != split.boundaries.keys():
             raise UsageError(
                 f"split_optimizer was given estimators' optimizers for {sorted(estimators)},"
-                f" but the model's boundaries with trained estimators are {sorted(boundaries)}"
+                f" but the model's boundaries with trained estimators are {sorted(split.boundaries)}"
             )
-        states = {path: transformation(path).init(subtree) for path, subtree in boundaries.items()}
-        return SplitState(layers.init(rest), states)
+        states = {path: transformation(path).init(subtree) for path, subtree in split.boundaries.items()}
+        return SplitState(layers.init(split.rest), states)
 
     def update(
         updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, SplitState]:
-        rest, boundaries = _split(updates)
-        rest_params, boundary_params = (None, {}) if params is None else _split(params)
-        rest, layers_state = layers.update(rest, state.layers, rest_params, **extra)
-        states = {}
+        split = _split(updates)
+        rest_params, boundary_params = (None, {}) if params is None else _split(params)[:2]
+        rest, layers_state = layers.update(split.rest, state.layers, rest_params, **extra)
+        boundaries, states = dict(split.boundaries), dict(state.estimators)
+        if unknown := boundaries.keys() - states.keys():
+            raise UsageError(
+                f"split_optimizer was given gradients of the boundaries {sorted(unknown)}, but its init was"
+                f" shown {sorted(states)}: initialise it with the parameters of the same model"
+            )
         for path, subtree in boundaries.items():
             tx, own = transformation(path), boundary_params.get(path)
             boundaries[path], states[path] = tx.update(subtree, state.estimators[path], own, **extra)
-        return _join(updates, rest, boundaries), SplitState(layers_state, states)
+        new = split.join(rest, boundaries)
+        return _like(updates, new), SplitState(layers_state, states)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _split(tree: PyTree) -> tuple[PyTree, dict[str, PyTree]]:
-    """The tree with None in place of estimators' leaves, and those of each estimator as nested dicts."""
-    boundaries: dict[str, PyTree] = {}
+class _Split(NamedTuple):
+    """A tree of parameters or of their gradients, taken apart.
 
-    def place(path: tuple, leaf):
-        if _is_fixed(path):
-            return None
-        where = _boundary_of(path)
-        if where is None:
-            return leaf
-        boundary, keys = where
-        node = boundaries.setdefault(boundary, {})
-        for key in keys[:-1]:
-            node = node.setdefault(key, {})
-        node[keys[-1]] = leaf
-        return None
+    Attributes:
+      rest: the tree with None in the place of estimators' parameters and of what is fixed.
+      boundaries: each estimator's parameters, as its own `init` made them, by the path of the boundary.
+      entries: the tree's leaves, where an estimator's parameters count as one.
+      owners: of each entry: the path of its boundary, `_FIXED`, or None where it is the layers'.
+      structure: what makes the tree of entries.
+    """
 
-    return jax.tree.map_with_path(place, tree), boundaries
+    rest: PyTree
+    boundaries: dict[str, PyTree]
+    entries: list[PyTree]
+    owners: list[Any]
+    structure: Any
 
+    def join(self, rest: PyTree, boundaries: Mapping[str, PyTree]) -> PyTree:
+        """The tree with other values, and zeros for what is fixed."""
 
-def _join(like: PyTree, rest: PyTree, boundaries: dict[str, PyTree]) -> PyTree:
-    """Undoes `_split`."""
-    others = iter(jax.tree.leaves(rest))
+        def value(owner: Any, entry: PyTree, of_layers: PyTree) -> PyTree:
+            if owner is None:
+                return of_layers
+            if owner is _FIXED:
+                return jax.tree.map(jnp.zeros_like, entry)
+            return jax.tree.unflatten(jax.tree.structure(entry), jax.tree.leaves(boundaries[owner]))
 
-    def find(path: tuple, leaf):
-        if _is_fixed(path):
-            return jnp.zeros_like(leaf)
-        where = _boundary_of(path)
-        if where is None:
-            return next(others)
-        boundary, keys = where
-        found = boundaries[boundary]
-        for key in keys:
-            found = found[key]
-        return found
-
-    return jax.tree.map_with_path(find, like)
+        values = map(value, self.owners, self.entries, self.structure.flatten_up_to(rest))
+        return jax.tree.unflatten(self.structure, values)
 
 
-def _keys(path: tuple) -> list:
-    """The keys that lead to a leaf, without the attribute in which NNX's variables hold their arrays."""
-    keys = [getattr(entry, "key", getattr(entry, "idx", None)) for entry in path]
-    return [key for key in keys if key is not None]
+_FIXED = object()
 
 
-def _is_fixed(path: tuple) -> bool:
-    return FEEDBACK in _keys(path)
+def _split(tree: PyTree) -> _Split:
+    if isinstance(tree, nnx.Module):
+        tree = nnx.state(tree, nnx.Param)
+    has_collections = isinstance(tree, Mapping) and "params" in tree
+
+    def is_fixed(path: tuple, node: PyTree) -> bool:
+        collection = has_collections and len(path) == 1 and _key(path[0]) == FEEDBACK
+        return collection or isinstance(node, Feedback)
+
+    def is_entry(path: tuple, node: PyTree) -> bool:
+        return is_fixed(path, node) or _is_est_params(path)
+
+    found, structure = jax.tree.flatten_with_path(tree, is_leaf=is_entry, is_leaf_takes_path=True)
+    names = _names([path[:-1] for path, _ in found if _is_est_params(path)])
+    owners, boundaries = [], {}
+    for path, entry in found:
+        owner: Any = _FIXED if is_fixed(path, entry) else None
+        if owner is None and _is_est_params(path) and jax.tree.leaves(entry):
+            owner = names[path[:-1]]
+            boundaries[owner] = _plain(entry)
+        owners.append(owner)
+    entries = [entry for _, entry in found]
+    of_layers = [entry if owner is None else None for entry, owner in zip(entries, owners, strict=True)]
+    return _Split(jax.tree.unflatten(structure, of_layers), boundaries, entries, owners, structure)
 
 
-def _boundary_of(path: tuple) -> tuple[str, tuple] | None:
-    """The path of the boundary that a leaf belongs to, and the leaf's keys within its est_params."""
-    keys = _keys(path)
-    if _EST_PARAMS not in keys:
-        return None
-    at = keys.index(_EST_PARAMS)
-    within = tuple(keys[at + 1 :]) or ("",)  # parameters that are one array
-    return "/".join(map(str, keys[:at])), within
+def _like(updates: PyTree, new: PyTree) -> PyTree:
+    """What `_split` has read of an NNX module, as a module again, in which nothing else moves."""
+    if not isinstance(updates, nnx.Module):
+        return new
+    graph, _, others = nnx.split(updates, nnx.Param, ...)
+    return nnx.merge(graph, new, jax.tree.map(jnp.zeros_like, others))
+
+
+def _is_est_params(path: tuple) -> bool:
+    return bool(path) and _key(path[-1]) == _EST_PARAMS
+
+
+def _key(entry: Any) -> Any:
+    """What leads on: a dict's key, an attribute's name or an index."""
+    fields = (getattr(entry, field) for field in ("key", "name", "idx") if hasattr(entry, field))
+    return next(fields, entry)
+
+
+def _names(paths: list[tuple]) -> dict[tuple, str]:
+    """Each path as text: "block_1/Boundary_0", or as `keystr` writes it where that would read alike."""
+    short = {path: "/".join(str(_key(entry)) for entry in path) for path in paths}
+    count = Counter(short.values())
+    return {p: name if count[name] == 1 else jax.tree_util.keystr(p) for p, name in short.items()}
+
+
+def _plain(est_params: PyTree) -> PyTree:
+    """Arrays without NNX's variables around them, in plain dicts."""
+    if isinstance(est_params, nnx.State):
+        est_params = nnx.to_pure_dict(est_params)
+    est_params = unfreeze(est_params) if isinstance(est_params, FrozenDict) else est_params
+
+    def unwrapped(leaf: Any) -> Any:
+        return leaf[...] if isinstance(leaf, nnx.Variable) else leaf
+
+    return jax.tree.map(unwrapped, est_params, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
