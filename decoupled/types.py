@@ -102,7 +102,9 @@ class Estimator(NamedTuple):
       training_gradient: (est_params, h, y, target) -> (loss, est_gradient), or None where nothing is
         trained. `loss` is a scalar, the mean over examples of what is descended; `est_gradient` has
         the structure of est_params and holds only means over examples, so that it may be averaged
-        over devices whatever it means to the optimizer.
+        over devices whatever it means to the optimizer. In boundary form the optimizer finds these
+        multiplied, all alike, by what the loss is scaled and summed by: for a mean that is no
+        gradient, `estimators.averages` has the way back.
       reads: what `estimate` needs beyond (h, y).
       optimizer: from the user's choice, which moves what is descended, makes what turns est_gradient
         into an update; None: the user's choice does.

@@ -47,7 +47,7 @@ def watched(optimizer: optax.GradientTransformation, skip: bool = False) -> opta
 
     def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, WatchState]:
         leaves = jax.tree.leaves(updates)
-        looked_at = leaves if skip else [leaf for leaf in leaves if leaf.ndim < 2] or leaves
+        looked_at = leaves if skip else [leaf for leaf in leaves if leaf.ndim == 1] or leaves
         # A sum is finite unless one of its numbers is not (or is about to be).
         finite = jnp.isfinite(sum(jnp.sum(leaf, dtype=jnp.float32) for leaf in looked_at))
         updates, inner = optimizer.update(updates, state.inner, params)

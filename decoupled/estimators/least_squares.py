@@ -8,7 +8,7 @@ has, with a ridge, the minimiser
 Solved at every step this is recursive least squares (e.g. Ljung 1999, section 11.2), in a form that cannot
 diverge: whatever the network does, K_t is the exact fit to what was lately seen. It takes the optax seam
 as follows. `training_gradient` hands over `moments`, the batch means of x'x and x' target, which may be
-averaged over devices; the optimizer moves the running averages, which live in est_params beside K, and
+averaged over devices or summed, since a weight goes with them (`averages`); the optimizer moves the running averages, which live in est_params beside K, and
 solves. For K it hands over the gradient of the SG loss: the solver has no use for it, and a compiler then
 drops it, but any other optimizer would still fit K with it, though by descent.
 """
@@ -23,9 +23,10 @@ import jax.numpy as jnp
 import optax
 
 from decoupled.errors import UsageError
+from decoupled.estimators.averages import mean_of, no_weight, weight_of
 from decoupled.types import Array, PyTree
 
-_SOLVED = ("K", "gram", "cross")
+_SOLVED = ("K", "gram", "cross", "weight")
 
 
 def unsolved(inputs: int, outputs: int) -> dict[str, Array]:
@@ -34,6 +35,7 @@ def unsolved(inputs: int, outputs: int) -> dict[str, Array]:
         "K": jnp.zeros((inputs, outputs)),
         "gram": jnp.zeros((inputs, inputs)),
         "cross": jnp.zeros((inputs, outputs)),
+        "weight": no_weight(),
     }
 
 
@@ -46,7 +48,8 @@ def moments(x: Array, target: Array, residual: Array) -> dict[str, Array]:
       residual: the estimate's error, (batch, outputs).
     """
     batch = x.shape[0]
-    return {"K": 2 * x.T @ residual / batch, "gram": x.T @ x / batch, "cross": x.T @ target / batch}
+    means = {"K": 2 * x.T @ residual / batch, "gram": x.T @ x / batch, "cross": x.T @ target / batch}
+    return {**means, "weight": weight_of(x)}
 
 
 def solver(
@@ -84,14 +87,16 @@ def solver(
             _check_precision(params)
             steps, rest = state
             moved, rest = descend(_descended(updates), rest, _descended(params))
-            gram_step, cross_step = ((1 - decay) * (updates[n] - params[n]) for n in ("gram", "cross"))
+            mean = {n: mean_of(updates[n], updates["weight"], params[n]) for n in ("gram", "cross")}
+            gram_step, cross_step = ((1 - decay) * (mean[n] - params[n]) for n in ("gram", "cross"))
             gram, cross = params["gram"] + gram_step, params["cross"] + cross_step
             due = steps % solve_every == 0
             K = jax.lax.cond(
                 due, solve, lambda *_: params["K"], gram, cross, jnp.asarray(ridge, gram.dtype)
             )
             solved = {"K": K - params["K"], "gram": gram_step, "cross": cross_step}
-            return {**moved, **solved}, (steps + 1, rest)
+            still = {"weight": jnp.zeros_like(params["weight"])}
+            return {**moved, **solved, **still}, (steps + 1, rest)
 
         return optax.GradientTransformation(init, update)
 

@@ -1,6 +1,7 @@
 """An SG that never sees the label: a strong local prediction teaches the module to make it plain."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import optax
 
 from decoupled.errors import UsageError
 from decoupled.estimators.auxiliary_head import AuxiliaryHead
+from decoupled.estimators.averages import mean_of, no_weight, weight_of
 from decoupled.estimators.synthetic_gradient import at_least_float32, flatten
 from decoupled.losses import softmax_cross_entropy
 from decoupled.types import Array, Estimator, Key, PyTree
@@ -51,7 +53,8 @@ def mean_teacher(num_classes: int, hidden: Sequence[int] = (512,), decay: float 
         taught = {"W": jnp.zeros((flatten(h).shape[1], num_classes)), "b": jnp.zeros((num_classes,))}
         teacher = head.first_params(key, h)
         # Another array for each, since states are donated.
-        return {"taught": taught, "teacher": teacher, "average": jax.tree.map(jnp.array, teacher)}
+        average = jax.tree.map(jnp.array, teacher)
+        return {"taught": taught, "teacher": teacher, "average": average, "weight": no_weight()}
 
     def estimate(est_params: PyTree, h: Array, y: Array, signal: Array | None = None) -> Array:
         del y, signal
@@ -68,16 +71,24 @@ def mean_teacher(num_classes: int, hidden: Sequence[int] = (512,), decay: float 
             taught = optax.softmax_cross_entropy(_logits(fitted["taught"], h), q)
             return (taught + softmax_cross_entropy(head.predict(fitted["teacher"], h), y)).mean()
 
-        average = est_params["average"]
         value, gradient = jax.value_and_grad(loss)({n: est_params[n] for n in ("taught", "teacher")})
-        return value, {**gradient, "average": jax.tree.map(jnp.subtract, average, est_params["teacher"])}
+        behind = jax.tree.map(jnp.subtract, est_params["average"], est_params["teacher"])
+        return value, {**gradient, "average": behind, "weight": weight_of(flatten(h))}
 
     def belief(est_params: PyTree, h: Array) -> Array:
         return jax.nn.softmax(at_least_float32(head.predict(est_params["average"], h)))
 
     def averaging(descent: optax.GradientTransformation) -> optax.GradientTransformation:
-        kinds = {"taught": "descended", "teacher": "descended", "average": "averaged"}
-        return optax.partition({"descended": descent, "averaged": optax.sgd(1 - decay)}, kinds)
+        kinds = {"taught": "descended", "teacher": "descended", "average": "averaged", "weight": "still"}
+        txs = {"descended": descent, "averaged": optax.sgd(1 - decay), "still": optax.set_to_zero()}
+        by_kind = optax.partition(txs, kinds)
+
+        def update(updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any) -> Any:
+            weight = updates["weight"]
+            behind = jax.tree.map(lambda summed: mean_of(summed, weight, 0.0), updates["average"])
+            return by_kind.update({**updates, "average": behind}, state, params, **extra)
+
+        return optax.GradientTransformationExtraArgs(by_kind.init, update)
 
     form = "(p - q)W', p = softmax(hW + b) taught by q(h)"
     return Estimator(

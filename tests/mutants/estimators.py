@@ -88,8 +88,8 @@ MUTANTS = (
     Mutant(
         "least squares forgets what it should keep",
         "decoupled/estimators/least_squares.py",
-        "((1 - decay) * (updates[n] - params[n])",
-        "(decay * (updates[n] - params[n])",
+        "((1 - decay) * (mean[n] - params[n])",
+        "(decay * (mean[n] - params[n])",
         _WEIGHTED,
     ),
     Mutant(

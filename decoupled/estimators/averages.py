@@ -1,0 +1,34 @@
+"""Running averages among est_params, and the leaf that tells their optimizer how their means were summed.
+
+In boundary form an est_gradient comes as the gradients of all parameters do: scaled as the loss is, summed
+over the boundary's calls and over devices. A gradient is meant to be. The mean over examples of anything
+else has to be divided by what it was multiplied with, and that is what has become of the leaf "weight",
+whose own mean over examples is 1.
+"""
+
+import jax.numpy as jnp
+
+from decoupled.estimators.synthetic_gradient import at_least_float32
+from decoupled.types import Array
+
+
+def no_weight() -> Array:
+    """The leaf "weight" of est_params, which stays as it is."""
+    return jnp.zeros(())
+
+
+def weight_of(rows: Array) -> Array:
+    """The leaf "weight" of an est_gradient: the mean, over examples (batch, features), of 1."""
+    return jnp.ones_like(at_least_float32(rows[:, 0])).mean()
+
+
+def mean_of(summed: Array, weight: Array, otherwise: Array | float) -> Array:
+    """The mean over examples, of a leaf of an est_gradient.
+
+    Args:
+      summed: the leaf.
+      weight: the leaf "weight" of the same est_gradient; with leading axes where layers are stacked.
+      otherwise: the value where no example has come: the backward pass went by the boundary.
+    """
+    weight = weight.reshape(*weight.shape, *[1] * (summed.ndim - weight.ndim))
+    return jnp.where(weight != 0, summed / jnp.where(weight != 0, weight, 1.0), otherwise)
