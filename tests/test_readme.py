@@ -19,7 +19,7 @@ from experiments import compare, paper
 from tests.commands import ROOT, run
 from tests.data.formats import write_idx_files
 
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [
     line
     for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
@@ -51,11 +51,11 @@ def test_training_commands(line, tmp_path):
     cut = [f"--workdir={tmp_path}/run", f"--config.data_dir={tmp_path}/data", "--config.epochs=1"]
     done = run([sys.executable, *arguments, *SMALL[config], *cut], env=environment)
     assert done.returncode == 0, done.stderr
-    dataset = json.loads((tmp_path / "run" / "summary.json").read_text())["dataset"]
+    dataset = json.loads((tmp_path / "run" / "summary.json").read_text(encoding="utf-8"))["dataset"]
     # No output may look as if a quick run had been one on CIFAR-10.
     assert dataset == ("procedural" if config == "cifar" else config)
     assert dataset in done.stderr
-    assert dataset in (tmp_path / "run" / "report.html").read_text()
+    assert dataset in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
 
 
 def test_other_commands_name_modules():

@@ -59,5 +59,5 @@ def test_no_code_comes_from_data():
     assert len(SOURCES) > 50
     for path in SOURCES:
         allowed = BETWEEN_PROCESSES.get(path.relative_to(ROOT).as_posix(), set())
-        found = {name for _, name in forbidden(ast.parse(path.read_text()))}
+        found = {name for _, name in forbidden(ast.parse(path.read_text(encoding="utf-8")))}
         assert found == allowed, path

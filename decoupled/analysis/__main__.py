@@ -49,7 +49,9 @@ def analyse(workdir: Path, examples: int = _EXAMPLES) -> Path:
       TrainingError: the page cannot be written.
     """
     try:
-        config = ml_collections.ConfigDict(_tuples(json.loads((workdir / "config.json").read_text())))
+        config = ml_collections.ConfigDict(
+            _tuples(json.loads((workdir / "config.json").read_text(encoding="utf-8")))
+        )
     except (OSError, ValueError) as error:
         raise UsageError(f"{workdir} holds no run of train.py: no config.json can be read there") from error
     config.parallel.mode = "none"  # However it was trained, one device is enough to look at it.
