@@ -45,6 +45,7 @@ def run(program: str, config: flags.FlagHolder, main: Callable[[], None]) -> Non
 
         logging.set_verbosity(logging.INFO)
         getLogger("jax").setLevel("WARNING")  # it reports every absent kind of device
+        getLogger("matplotlib").setLevel("WARNING")  # it reports that it lists the fonts
         try:
             if argv[1:]:
                 raise UsageError(f"cannot make sense of {' '.join(argv[1:])!r}; see --help")

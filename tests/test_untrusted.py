@@ -10,7 +10,7 @@ SOURCES = [*ROOT.glob("*.py"), *(p for d in ("decoupled", "configs") for p in (R
 # What processes of one run say to one another over their own pipes; never from a file.
 BETWEEN_PROCESSES = {
     "decoupled/asynchronous/messages.py": {"pickle"},
-    "decoupled/asynchronous/plan.py": {"pickle"},
+    "decoupled/asynchronous/program.py": {"pickle"},
 }
 MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "torch", "yaml"}
 BUILTINS = {"eval", "exec", "compile", "__import__"}

@@ -106,7 +106,7 @@ def test_report_stands_alone(finished):
         {"estimator.name": "mlp", "model.norm": "layer", "validation_examples": 0},
     ],
 )
-def test_other_ways_to_run(tmp_path, changes):
+def test_other_ways_to_run(tmp_path, changes, capsys):
     summary = run(tmp_path / "run", epochs=2, **changes)
     assert summary["test_accuracy"] > 0.3
     kinds = {line["kind"] for line in read_metrics(tmp_path / "run")}
@@ -114,6 +114,8 @@ def test_other_ways_to_run(tmp_path, changes):
     assert ("alignment" in kinds) == (changes.get("boundaries") != "none")
     tests = sum(line["kind"] == "test" for line in read_metrics(tmp_path / "run"))
     assert tests == (2 if changes.get("show_test") else 1)
+    # Whoever calls it from a notebook or a script is told all the same.
+    assert f"epoch 2  test accuracy {summary['test_accuracy']:.4f}" in capsys.readouterr().err
 
 
 def test_evaluation_counts_every_example_once():
