@@ -3,6 +3,7 @@
 Nothing of the package is imported before the flags are in order: a mistyped command is answered at once.
 """
 
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -12,14 +13,26 @@ from typing import NoReturn
 from absl import app, flags, logging
 
 import config_file
+import interrupts
 
 # Before NumPy or SciPy is imported: LAPACK, which solves for small matrices here, must not start threads of
 # its own beside XLA's. On 2 cores that halves the time of a step with recursive least squares.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
+def print_whatever_the_terminal() -> None:
+    """A terminal that lacks a letter (±, λ) is shown its code: that is no reason to fail."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+print_whatever_the_terminal()
+
+
 def run(program: str, main: Callable[[], None]) -> None:
     """Runs `main` with parsed flags; exit code: 0, 1 (failed), 2 (usage) or 128 + the number of a signal.
+
+    Signals are heeded from here on: a program whose imports take long calls `interrupts.heed` before them.
 
     Args:
       program: how error messages call it.
@@ -32,6 +45,7 @@ def run(program: str, main: Callable[[], None]) -> None:
 
         logging.set_verbosity(logging.INFO)
         getLogger("jax").setLevel("WARNING")  # it reports every absent kind of device
+        getLogger("matplotlib").setLevel("WARNING")  # it reports that it lists the fonts
         try:
             if argv[1:]:
                 raise UsageError(f"cannot make sense of {' '.join(argv[1:])!r}; see --help")
@@ -42,9 +56,9 @@ def run(program: str, main: Callable[[], None]) -> None:
             _fail(program, str(error), 1, leave)
         except Interrupted as stopped:
             _fail(program, str(stopped), 128 + stopped.signal, leave)
-        except KeyboardInterrupt:
-            _fail(program, "interrupted", 130, leave)
+        interrupts.will_exit(0)
 
+    interrupts.heed(program)
     app.run(guarded, flags_parser=lambda argv: _parse_flags(program, argv))
 
 
@@ -67,4 +81,5 @@ def _parse_flags(program: str, argv: list[str]) -> list[str]:
 
 def _fail(program: str, message: str, code: int, leave: Callable[[int], NoReturn] = sys.exit) -> NoReturn:
     print(f"{program}: {message}", file=sys.stderr)
+    interrupts.will_exit(code)
     leave(code)

@@ -12,9 +12,17 @@ Several processes, here or on many hosts, train as one (the same command in each
 
 Every field of the config can be set on the command line; configs/base.py describes them all.
 A run that was stopped, or killed, goes on from its last checkpoint: the same command, with its --workdir.
+SIGINT (^C) or SIGTERM stops it after the step it is at, with a checkpoint of that step; before the first
+step, or when it comes a second time, at once.
 Exit codes: 0 done, 1 failed (data, numbers, disk), 2 a mistake in the command, 130 or 143 stopped by
-SIGINT or SIGTERM, after the step it was at and with a checkpoint of that step.
+SIGINT or SIGTERM.
 """
+
+# Before anything else is imported: from here on, ^C ends the program, and never with a crash.
+import interrupts
+
+if __name__ == "__main__":
+    interrupts.heed("train.py")
 
 import time
 from pathlib import Path

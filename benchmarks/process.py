@@ -23,7 +23,8 @@ def json_of(command: Sequence[str], xla_flags: str, timeout_seconds: float) -> d
         done = subprocess.run(
             [sys.executable, *command[1:]],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",  # it may complain in the words, and letters, of its system
             env={**os.environ, "XLA_FLAGS": xla_flags},
             cwd=Path(__file__).parent.parent,
             timeout=timeout_seconds,

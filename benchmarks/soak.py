@@ -55,7 +55,9 @@ class Trend(NamedTuple):
 
 
 def sample(pid: int, start: float) -> Sample:
-    fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    fields = dict(
+        line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+    )
     resident, anonymous = (int(fields[name].split()[0]) / 1024 for name in ("VmRSS", "RssAnon"))
     return Sample(time.monotonic() - start, resident, anonymous)
 
@@ -75,7 +77,7 @@ def soak(arguments: Sequence[str], workdir: Path, minutes: float, every: float) 
     command = [sys.executable, "train.py", *arguments, f"--workdir={workdir}"]
     log = workdir.with_suffix(".log")
     samples, start = [], time.monotonic()
-    with log.open("w") as said:
+    with log.open("wb") as said:
         process = subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=said)
     try:
         while process.poll() is None and time.monotonic() < start + 60 * minutes:
@@ -87,7 +89,7 @@ def soak(arguments: Sequence[str], workdir: Path, minutes: float, every: float) 
     finally:
         process.kill()
     if code != 128 + signal.SIGTERM:
-        *_, reason = ["it said nothing", *log.read_text().splitlines()]
+        *_, reason = ["it said nothing", *log.read_text(encoding="utf-8", errors="replace").splitlines()]
         raise SystemExit(f"train.py ended with exit code {code} before its time: {reason}")
     return samples
 

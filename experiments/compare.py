@@ -8,6 +8,12 @@ declaration (which the tests hold against its data flow); accuracy, alignment an
 The seeds of a method are trained together, by `vmap` where that is faster than one after the other.
 """
 
+# Before all that takes long to import: from here on, ^C ends the program, and never with a crash.
+import interrupts
+
+if __name__ == "__main__":
+    interrupts.heed("compare")
+
 import json
 import platform
 import sys

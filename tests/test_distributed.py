@@ -54,7 +54,11 @@ def two_processes(*arguments):
     port = free_port()
     return [
         subprocess.Popen(
-            command(i, port, *arguments), cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True
+            command(i, port, *arguments),
+            cwd=ROOT,
+            env=environment(),
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
         )
         for i in range(2)
     ]
@@ -79,7 +83,7 @@ def test_two_processes_are_one_with_two_devices(tmp_path):
     config.update_from_flattened_dict(CHANGES)
     with Workdir(tmp_path / "one", config.to_dict()) as workdir:
         expected = train_and_evaluate(build(config), workdir)
-    summary = json.loads((tmp_path / "two" / "summary.json").read_text())
+    summary = json.loads((tmp_path / "two" / "summary.json").read_text(encoding="utf-8"))
     assert (summary["processes"], summary["devices"]) == (2, 2)
     assert summary["test_accuracy"] == pytest.approx(expected["test_accuracy"], abs=0.01)
     assert summary["test_loss"] == pytest.approx(expected["test_loss"], rel=1e-3)
@@ -117,7 +121,9 @@ def test_killed_processes_go_on_together(tmp_path):
     resumed = as_two_processes(*arguments, f"--workdir={killed}")
     assert [code for code, _ in resumed] == [0, 0], resumed
     assert "going on from step" in resumed[0][1]
-    first, second = (json.loads((tmp_path / n / "summary.json").read_text()) for n in ("killed", "whole"))
+    first, second = (
+        json.loads((tmp_path / n / "summary.json").read_text(encoding="utf-8")) for n in ("killed", "whole")
+    )
     assert first["resumed_at"] >= 20
     assert first["test_loss"] == second["test_loss"]
     jax.tree.map(np.testing.assert_array_equal, weights(killed), weights(tmp_path / "whole"))
@@ -125,7 +131,7 @@ def test_killed_processes_go_on_together(tmp_path):
 
 def test_a_process_that_fails_ends_the_others(tmp_path):
     """The first finds the workdir taken, while the second already waits for it in a step."""
-    (tmp_path / "metrics.jsonl").write_text("")
+    (tmp_path / "metrics.jsonl").write_text("", encoding="utf-8")
     (code, said), (other_code, _) = as_two_processes(f"--workdir={tmp_path}")
     assert code == 2
     assert "already holds a run" in said.splitlines()[-1]

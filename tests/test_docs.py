@@ -57,11 +57,11 @@ def test_training_commands(line, tmp_path):
     cut = [f"--workdir={tmp_path}/run", f"--config.data_dir={tmp_path}/data", "--config.epochs=1"]
     done = run([sys.executable, *arguments, *SMALL[config], *cut], env=environment)
     assert done.returncode == 0, done.stderr
-    dataset = json.loads((tmp_path / "run" / "summary.json").read_text())["dataset"]
+    dataset = json.loads((tmp_path / "run" / "summary.json").read_text(encoding="utf-8"))["dataset"]
     # No output may look as if a quick run had been one on CIFAR-10.
     assert dataset == ("procedural" if config == "cifar" else config)
     assert dataset in done.stderr
-    assert dataset in (tmp_path / "run" / "report.html").read_text()
+    assert dataset in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
 
 
 def test_other_commands_name_modules():

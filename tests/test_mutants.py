@@ -12,7 +12,7 @@ def test_a_mutant_can_be_planted_and_names_its_tests(mutant):
     assert mutant.new != mutant.old
     for test in mutant.tests:
         file, _, name = test.partition("::")
-        assert f"def {name.partition('[')[0]}(" in (ROOT / file).read_text() or not name
+        assert f"def {name.partition('[')[0]}(" in (ROOT / file).read_text(encoding="utf-8") or not name
 
 
 def test_names_are_unlike():

@@ -21,7 +21,7 @@ def test_a_run_from_the_command_line(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "gradient from" in done.stderr
     assert str(workdir) in done.stderr.splitlines()[-1]
-    summary = json.loads((workdir / "summary.json").read_text())
+    summary = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
     assert (summary["epochs"], summary["seed"]) == (2, 3)
 
 

@@ -10,7 +10,7 @@ SOURCES = [*ROOT.glob("*.py"), *(p for d in ("decoupled", "configs") for p in (R
 # What processes of one run say to one another over their own pipes; never from a file.
 BETWEEN_PROCESSES = {
     "decoupled/asynchronous/messages.py": {"pickle"},
-    "decoupled/asynchronous/plan.py": {"pickle"},
+    "decoupled/asynchronous/program.py": {"pickle"},
 }
 MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "torch", "yaml"}
 BUILTINS = {"eval", "exec", "compile", "__import__"}
@@ -59,5 +59,5 @@ def test_no_code_comes_from_data():
     assert len(SOURCES) > 50
     for path in SOURCES:
         allowed = BETWEEN_PROCESSES.get(path.relative_to(ROOT).as_posix(), set())
-        found = {name for _, name in forbidden(ast.parse(path.read_text()))}
+        found = {name for _, name in forbidden(ast.parse(path.read_text(encoding="utf-8")))}
         assert found == allowed, path

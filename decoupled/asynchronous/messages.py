@@ -46,6 +46,10 @@ class Start(NamedTuple):
     state: PyTree
 
 
+class Begun(NamedTuple):
+    """From a worker, first of all: it has imported the program and what it was sent."""
+
+
 class Ready(NamedTuple):
     """From a worker: its programs are compiled."""
 

@@ -1,6 +1,5 @@
 """What each worker is to do: checked, and in a form that can be sent to another process."""
 
-import pickle
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -8,6 +7,7 @@ import jax
 import numpy as np
 
 from decoupled.asynchronous.messages import Input, to_host
+from decoupled.asynchronous.program import check_importable
 from decoupled.asynchronous.report import AsyncOptions, check_options
 from decoupled.asynchronous.worker import Job
 from decoupled.chain import Chain, ChainState, evaluate_chain
@@ -43,9 +43,10 @@ def make_plan(
     """Cuts a chain into the stages of an asynchronous run; arguments as for `run_asynchronously`.
 
     Raises:
-      UsageError: the chain cannot be cut so, make_learner cannot be pickled, or an option is out of range.
+      UsageError: the chain cannot be cut so, workers cannot import make_learner, or an option is out of
+        range.
     """
-    _check_picklable(make_learner)
+    check_importable(make_learner)
     learner = make_learner()
     learner.must_not_sit_out("asynchronous stages")
     if learner.rules.axis_name is not None:
@@ -72,16 +73,6 @@ def make_plan(
         names = tuple(module.name for module in chain.modules)
         plans.append(StagePlan(job, names, to_host(states[i])))
     return tuple(plans)
-
-
-def _check_picklable(make_learner: Callable[[], Learner]) -> None:
-    try:
-        pickle.dumps(make_learner)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise UsageError(
-            f"make_learner cannot be sent to another process ({error}): give a function at the top level"
-            " of a file, or a functools.partial of one"
-        ) from error
 
 
 def _examples(chains: Sequence[Chain], states: Sequence[ChainState], x: Any, y: Any) -> list[Input]:

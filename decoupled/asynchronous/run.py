@@ -23,7 +23,8 @@ def run_asynchronously(
 ) -> AsyncResult:
     """Trains every stage of a chain in a process of its own, as fast as its input comes.
 
-    Programs that call this need the usual `if __name__ == "__main__":`, since workers import them too.
+    Programs that call this need the usual `if __name__ == "__main__":`, since workers import them too. From
+    a notebook or standard input, make_learner has to be imported from a file.
 
     Args:
       make_learner: () -> Learner. It is called in every worker, so it must be picklable: a function at the
@@ -35,8 +36,8 @@ def run_asynchronously(
       options: sizes, limits and test hooks.
 
     Raises:
-      UsageError: there are no batches, the chain cannot be cut so, modules are to sit out steps, or an
-        option is out of range.
+      UsageError: there are no batches, the chain cannot be cut so, modules are to sit out steps, an option
+        is out of range, or workers cannot import make_learner or the program.
       TrainingError: a stage died too often, or the loss is no longer finite.
     """
     iterator = iter(batches)

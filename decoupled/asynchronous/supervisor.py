@@ -17,11 +17,13 @@ from typing import Any, Self
 import jax.numpy as jnp
 import numpy as np
 
-from decoupled.asynchronous.messages import Ready, Start, receive, send, to_device
+from decoupled.asynchronous.messages import Begun, Ready, Start, receive, send, to_device
 from decoupled.asynchronous.plan import make_plan
+from decoupled.asynchronous.program import importable_main
 from decoupled.asynchronous.report import AsyncOptions, AsyncResult, StageEvent
 from decoupled.asynchronous.router import Router
 from decoupled.asynchronous.worker import run_worker
+from decoupled.errors import UsageError
 from decoupled.learner import Learner
 from decoupled.stages import join_states
 from decoupled.state import LearnerState
@@ -165,14 +167,20 @@ class Supervisor:
                 self._wake_all()
 
     def _run_worker(self, i: int) -> int | None:
-        """A worker's life; returns its exit code."""
+        """A worker's life; returns its exit code.
+
+        Raises:
+          UsageError: it could not even begin, and nor could another.
+        """
         ours, theirs = _SPAWN.Pipe()
         arguments = (theirs, self._jobs[i])
         process = _SPAWN.Process(target=run_worker, args=arguments, name=f"stage {i}", daemon=True)
         writer = threading.Thread(target=self._write, args=(i, ours), daemon=True)
+        begun = False
         try:
             try:
-                process.start()
+                with importable_main():
+                    process.start()
             finally:
                 theirs.close()
             with self._lock:
@@ -183,6 +191,7 @@ class Supervisor:
             send(ours, Start(state))
             while True:
                 message = receive(ours)
+                begun = begun or isinstance(message, Begun)
                 with self._lock:
                     if isinstance(message, Ready):
                         self._ready[i] = True
@@ -200,6 +209,12 @@ class Supervisor:
             if writer.ident is not None:
                 writer.join()
             ours.close()
+        if exit_code is not None and exit_code > 0 and not begun:
+            raise UsageError(
+                f"the process of stage {i} could not begin (its own message is above). It imports the"
+                " program that starts it: what that does belongs under"
+                ' `if __name__ == "__main__":`, make_learner above that'
+            )
         return exit_code
 
     def _wake_around(self, i: int) -> None:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from decoupled.asynchronous.messages import (
+    Begun,
     Counts,
     Failed,
     Final,
@@ -69,6 +70,7 @@ def run_worker(connection: Connection, job: Job) -> None:
     """The body of a worker's process."""
     # Ctrl-C reaches all processes of a terminal; the supervisor decides what becomes of the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    send(connection, Begun())
     _choose_device(job)
     inbox: queue.SimpleQueue = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(connection, inbox), daemon=True).start()

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import pooch
 import requests
-from absl import logging
 from tqdm import tqdm
 
 from decoupled.errors import DataError
+from decoupled.telling import tell
 
 _CONNECT_SECONDS = 15
 # CIFAR-10, the largest published file, has 163 MiB.
@@ -92,7 +92,7 @@ def _download(source: Source, name: str, cache: Path) -> Path:
     path = cache / name
     if path.exists() and _sha256(path) == source.sha256[name]:
         return path
-    logging.info("downloading %s", source.url + name)
+    tell(f"downloading {source.url + name}")
     pooch.get_logger().setLevel("WARNING")
     fetch: Any = _fetch
     pooch.retrieve(source.url + name, f"sha256:{source.sha256[name]}", name, cache, downloader=fetch)

@@ -131,18 +131,15 @@ class Checkpoints:
             multiprocessing_options=alone,
             create=False,
         )
-        handlers = {
-            # The other format, ocdbt, keeps some memory for every save of a process (`make soak`).
-            "leaves": ocp.PyTreeCheckpointHandler(use_ocdbt=False, multiprocessing_options=alone),
-            "record": ocp.JsonCheckpointHandler(multiprocessing_options=alone),
-        }
-        with (
-            quiet(),
-            ocp.CheckpointManager(
-                self._folder.absolute(), options=options, item_handlers=handlers
-            ) as manager,
-        ):
-            yield manager
+        with quiet():
+            handlers = {
+                # The other format, ocdbt, keeps some memory for every save of a process (`make soak`).
+                "leaves": ocp.PyTreeCheckpointHandler(use_ocdbt=False, multiprocessing_options=alone),
+                "record": ocp.JsonCheckpointHandler(multiprocessing_options=alone),
+            }
+            folder = self._folder.absolute()
+            with ocp.CheckpointManager(folder, options=options, item_handlers=handlers) as manager:
+                yield manager
 
 
 def to_host(tree: PyTree) -> list[np.ndarray]:

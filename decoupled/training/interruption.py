@@ -2,9 +2,9 @@
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import FrameType
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -13,32 +13,40 @@ from jax.experimental import multihost_utils
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-@contextmanager
-def stop_requests() -> Iterator[Callable[[], int]]:
-    """Within, SIGINT and SIGTERM are only noted; a second one interrupts at once.
+class StopRequests:
+    """From `begin` on, SIGINT and SIGTERM are only noted; a context manager, after which all is as before.
 
-    Signals belong to a process's main thread: in any other, nothing is changed and nothing is noted.
+    A second one does at once what it did before, or interrupts. Signals belong to a process's main thread:
+    in any other, nothing is changed and nothing is noted.
 
-    Returns:
-      A function: the number of the signal that has come, or 0.
+    Attributes:
+      noted: the number of the signal that has come, or 0.
     """
-    noted = 0
 
-    def note(number: int, frame: FrameType | None) -> None:
-        nonlocal noted
-        del frame
-        if noted:
-            raise KeyboardInterrupt
-        noted = number
+    def __init__(self) -> None:
+        self.noted = 0
+        self._before: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
 
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: 0
-        return
-    before = {number: signal.signal(number, note) for number in _SIGNALS}
-    try:
-        yield lambda: noted
-    finally:
-        for number, handler in before.items():
+    def begin(self) -> None:
+        """To be called as soon as there is something to lose."""
+        if threading.current_thread() is threading.main_thread():
+            for number in _SIGNALS:
+                self._before[number] = signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if not self.noted:
+            self.noted = number
+            return
+        before = self._before[number]
+        if callable(before):
+            before(number, frame)
+        raise KeyboardInterrupt
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
 
 

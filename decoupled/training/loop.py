@@ -16,7 +16,7 @@ from decoupled.learner import Learner
 from decoupled.state import LearnerState
 from decoupled.training.clock import Clock, Times
 from decoupled.training.execution import Execution
-from decoupled.training.interruption import agreed, stop_requests
+from decoupled.training.interruption import StopRequests, agreed
 from decoupled.training.monitor import Monitor
 from decoupled.training.overview import describe_modules, overview
 from decoupled.training.progress import Progress, SilentProgress
@@ -65,7 +65,8 @@ class Job(NamedTuple):
 def train_and_evaluate(job: Job, workdir: Workdir | NoWorkdir) -> dict[str, Any]:
     """Runs a job to its end, from its last checkpoint if the workdir has one.
 
-    Asked to stop, by SIGINT or SIGTERM, it does so after the step it is at, with a checkpoint.
+    Asked to stop, by SIGINT or SIGTERM, it does so after the step it is at, with a checkpoint; after the
+    last one, when all results are on disk.
 
     Returns:
       What it stored in the workdir's summary.json.
@@ -76,6 +77,16 @@ def train_and_evaluate(job: Job, workdir: Workdir | NoWorkdir) -> dict[str, Any]
       TrainingError: a number is no longer finite, or results cannot be written.
       Interrupted: it was asked to stop.
     """
+    with StopRequests() as requests:
+        summary = _train_and_evaluate(job, workdir, requests)
+    if stop := agreed(requests.noted):
+        raise Interrupted(
+            f"{signal.Signals(stop).name} came after the last step: results in {workdir.path}", stop
+        )
+    return summary
+
+
+def _train_and_evaluate(job: Job, workdir: Workdir | NoWorkdir, requests: StopRequests) -> dict[str, Any]:
     started = time.monotonic()
     train, learner, execution = job.dataset.train, job.learner, job.execution
     steps_per_epoch = batches_per_epoch(train, job.batch_size)
@@ -116,7 +127,7 @@ def train_and_evaluate(job: Job, workdir: Workdir | NoWorkdir) -> dict[str, Any]
                 monitor.evaluation("test", done, epoch, result)
 
     show = Progress if jax.process_index() == 0 else SilentProgress
-    with show(steps_per_epoch * job.epochs) as progress, stop_requests() as stop_request:
+    with show(steps_per_epoch * job.epochs) as progress:
         progress.say(f"{job.dataset.name}: {len(train)} training examples\n{overview(modules)}")
         monitor = Monitor(workdir, progress, [m["name"] for m in modules[:-1]], job.skip_not_finite)
         saved = workdir.resume(progress.say)
@@ -124,13 +135,14 @@ def train_and_evaluate(job: Job, workdir: Workdir | NoWorkdir) -> dict[str, Any]
         clock = Clock(Times(*saved.notes["times"]) if saved else Times(reported_at=done))
         if saved:
             monitor.go_on(saved.notes["monitor"])
+        requests.begin()
         for batch in batches_from(done, train, job.batch_size, job.seed, job.epochs, rows):
             batch = execution.place_batch(batch)
             state, totals = step(state, totals, *batch, step_key)
             done += 1
             epoch_ends = done % steps_per_epoch == 0
             reported = epoch_ends or done % job.log_every == 0
-            stop = agreed(stop_request()) if reported or jax.process_count() == 1 else 0
+            stop = agreed(requests.noted) if reported or jax.process_count() == 1 else 0
             keep = stop or (job.checkpoint_every and done % job.checkpoint_every == 0)
             measured = bool(learner.estimators) and (done % job.alignment_every == 0 or done == 1)
             if reported or keep:

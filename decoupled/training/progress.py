@@ -1,11 +1,12 @@
-"""Shows a run as it goes: a bar on a terminal, log lines elsewhere."""
+"""Shows a run as it goes: a bar on a terminal or in a notebook, log lines elsewhere."""
 
 import sys
 import time
 from typing import Self
 
-from absl import logging
-from tqdm import tqdm
+from tqdm.auto import tqdm
+
+from decoupled.telling import tell
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -15,7 +16,7 @@ class Progress:
 
     def __init__(self, total_steps: int):
         self._total = total_steps
-        self._bar = tqdm(total=total_steps, unit="step") if sys.stderr.isatty() else None
+        self._bar = tqdm(total=total_steps, unit="step") if _is_watched() else None
         self._started = time.monotonic()
         self._last_line = -_SECONDS_BETWEEN_LINES
 
@@ -31,14 +32,14 @@ class Progress:
         self._last_line = now
         left = (now - self._started) / step * (self._total - step)
         numbers = "  ".join(f"{name} {_short(value)}" for name, value in values.items())
-        logging.info("step %d/%d  %s  ETA %.0f s", step, self._total, numbers, left)
+        tell(f"step {step}/{self._total}  {numbers}  ETA {left:.0f} s")
 
     def say(self, line: str) -> None:
         """Prints a line that stays."""
         if self._bar is not None:
             self._bar.write(line, file=sys.stderr)
         else:
-            logging.info("%s", line)
+            tell(line)
 
     def __enter__(self) -> Self:
         return self
@@ -60,6 +61,12 @@ class SilentProgress(Progress):
 
     def say(self, line: str) -> None:
         """Nothing."""
+
+
+def _is_watched() -> bool:
+    """Whether there is a terminal, or a notebook, for a bar to move on."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return sys.stderr.isatty() or "IPKernelApp" in getattr(shell, "config", ())
 
 
 def _short(value: float) -> str:

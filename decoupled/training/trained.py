@@ -56,9 +56,10 @@ def load_trained(workdir: Path, like: LearnerState) -> LearnerState:
 @contextmanager
 def _checkpointer() -> Iterator[ocp.Checkpointer]:
     alone = one_process()
-    handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
-    with quiet(), ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
-        yield checkpointer
+    with quiet():
+        handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
+        with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
+            yield checkpointer
 
 
 def _shape(leaf: jax.Array) -> jax.ShapeDtypeStruct:

@@ -182,7 +182,7 @@ class NoWorkdir:
 def write_whole(path: Path, text: str) -> None:
     """Writes a file in one move: it is there whole, or as it was."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
+    partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
 
 
@@ -223,7 +223,7 @@ def _check_unfinished(path: Path, config: dict[str, Any], accept_changes: bool) 
         if (path / _METRICS).exists():
             raise UsageError(f"{path} already holds a run, but not its config: choose another --workdir")
         return
-    changes = changed_fields(json.loads((path / _CONFIG).read_text()), config)
+    changes = changed_fields(json.loads((path / _CONFIG).read_text(encoding="utf-8")), config)
     if changes and not accept_changes:
         raise UsageError(
             f"{path} holds an unfinished run with another config ({'; '.join(changes)}): choose another"
@@ -233,5 +233,5 @@ def _check_unfinished(path: Path, config: dict[str, Any], accept_changes: bool) 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl, in order."""
-    with open(path / _METRICS) as lines:
+    with open(path / _METRICS, encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]

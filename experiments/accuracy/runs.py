@@ -59,7 +59,7 @@ def run(folder: Path, fields: Fields) -> Run:
 
 
 def _read(path: Path) -> Run:
-    summary, lines = json.loads((path / "summary.json").read_text()), read_metrics(path)
+    summary, lines = json.loads((path / "summary.json").read_text(encoding="utf-8")), read_metrics(path)
 
     def logged(kind: str, name: str) -> list[Any]:
         return [line[name] for line in lines if line["kind"] == kind]

@@ -21,14 +21,14 @@ def workdir(tmp_path_factory):
     with Workdir(path, config.to_dict()) as opened:
         train_and_evaluate(build(config), opened)
     # As if two devices had shared each batch, which ends in the same network.
-    saved = json.loads((path / "config.json").read_text())
+    saved = json.loads((path / "config.json").read_text(encoding="utf-8"))
     saved["parallel"] |= {"mode": "mesh", "devices": 2}
     (path / "config.json").write_text(json.dumps(saved))
     return path
 
 
 def test_every_figure_is_drawn(workdir):
-    page = analyse(workdir, examples=100).read_text()
+    page = analyse(workdir, examples=100).read_text(encoding="utf-8")
     for title in ("Representational dissimilarity", "Linear probes", "CKA of", "Alignment of"):
         assert title in page
     assert page.count("<svg") == 4
@@ -36,7 +36,8 @@ def test_every_figure_is_drawn(workdir):
 
 
 def test_a_run_that_did_not_finish_has_no_network(workdir, tmp_path):
-    (tmp_path / "config.json").write_text((workdir / "config.json").read_text())
+    config = (workdir / "config.json").read_bytes()
+    (tmp_path / "config.json").write_bytes(config)
     with pytest.raises(DataError, match="holds no trained network"):
         analyse(tmp_path, examples=100)
 

@@ -1,10 +1,13 @@
 """Real processes: few, since each takes seconds to start."""
 
+import functools
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
+import types
 
 import chex
 import jax
@@ -53,7 +56,18 @@ CALM_BATCHES = learners.batches(CALM)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(state):
+def standard_input():
+    """As in `python - < program.py`: the program says it is a file, and no other process finds that."""
+    program = types.ModuleType("__main__")
+    program.__file__ = "<stdin>"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "__main__", program)
+        yield
+    assert program.__file__ == "<stdin>"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(state, standard_input):
     options = AsyncOptions(queue_size=CALM, keep_order=True)
 
     def paced():
@@ -193,6 +207,33 @@ def test_a_worker_without_its_supervisor_ends(state):
     ours.close()
     process.join(60)
     assert process.exitcode == 1
+
+
+def program_with(monkeypatch, file=None):
+    """A `__main__` of which workers see this file, if any; and a function that was defined there."""
+    program = types.ModuleType("__main__")
+    if file is not None:
+        program.__file__ = str(file)
+    exec("def my_learner(): pass", program.__dict__)
+    monkeypatch.setitem(sys.modules, "__main__", program)
+    return program.my_learner
+
+
+def test_a_function_of_a_notebook_is_refused_before_anything_is_started(state, monkeypatch):
+    make = program_with(monkeypatch)
+    with pytest.raises(UsageError, match="cannot import my_learner, which was defined in a notebook"):
+        Supervisor(functools.partial(make), state, BATCHES[0], learners.KEY, num_stages=1)
+
+
+def test_a_program_that_workers_cannot_import_is_told_at_once(state, monkeypatch, tmp_path):
+    """One without `if __name__ == "__main__":`, and one with its function inside of that."""
+    file = tmp_path / "program.py"
+    file.write_text("raise SystemExit('planted: no guard')", encoding="utf-8")
+    program_with(monkeypatch, file)
+    supervisor = Supervisor(learners.tiny, state, BATCHES[0], learners.KEY, num_stages=1)
+    with pytest.raises(UsageError, match=r'belongs under `if __name__ == "__main__":`'), supervisor:
+        pass
+    assert supervisor.events == ()
 
 
 def test_no_batches_are_refused(state):

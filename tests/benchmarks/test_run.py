@@ -20,14 +20,14 @@ def test_quick_run_writes_what_a_part_measures(tmp_path):
     """Of the part with most to go wrong: all of them, `--quick`, take a minute and a half."""
     parts = [pipeline.PART]
     assert run(parts, tmp_path, quick=True)
-    found = json.loads((tmp_path / "bench.json").read_text())
+    found = json.loads((tmp_path / "bench.json").read_text(encoding="utf-8"))
     assert [part["title"] for part in found["parts"]] == [part.title for part in parts]
     for row in found["rows"]:
         assert np.isfinite(row["value"])
         assert row["command"].startswith("python -m benchmarks.")
         assert row["versions"]["jax"] == jax.__version__
         assert row["ratio"] is None or row["ratio_to"]
-    page = (tmp_path / "bench.html").read_text()
+    page = (tmp_path / "bench.html").read_text(encoding="utf-8")
     assert all(html.escape(part.title) in page for part in parts)
     assert page.count("<svg") >= len(parts)
 
@@ -39,10 +39,10 @@ def test_a_part_that_fails_is_told_and_the_others_run(tmp_path):
     broken = Part("Broken?", "benchmarks.no_such_part", "Nothing.", never)
     works = Part("Works?", "tests.benchmarks.tiny_part", "A row.", never)
     assert not run([broken, works], tmp_path, quick=True)
-    found = json.loads((tmp_path / "bench.json").read_text())
+    found = json.loads((tmp_path / "bench.json").read_text(encoding="utf-8"))
     assert "no_such_part" in found["parts"][0]["error"]
     assert [row["value"] for row in found["rows"]] == [7.0]
-    page = (tmp_path / "bench.html").read_text()
+    page = (tmp_path / "bench.html").read_text(encoding="utf-8")
     assert "This part failed" in page
     assert "NOT met" in page
 

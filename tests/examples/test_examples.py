@@ -21,6 +21,6 @@ def test_it_runs_and_learns(name):
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_it_is_short_and_says_how_to_run_it(name):
-    text = (ROOT / "examples" / f"{name}.py").read_text()
+    text = (ROOT / "examples" / f"{name}.py").read_text(encoding="utf-8")
     assert len(text.splitlines()) < 100
     assert f"\npython -m examples.{name}\n" in text

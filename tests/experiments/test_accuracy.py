@@ -32,7 +32,7 @@ def test_a_study_writes_its_table_and_its_page_and_keeps_its_runs(small, tmp_pat
         __main__.main(arguments)
     # Two trials and two seeds of two methods; one of the seeds is that of the trials.
     assert len(small) == len(set(small)) == 2 * (2 + 1)
-    told = json.loads((tmp_path / "mlp-1.json").read_text())
+    told = json.loads((tmp_path / "mlp-1.json").read_text(encoding="utf-8"))
     assert [found["method"] for found in told] == ["backprop", "probe"]
     for found in told:
         best = found["tried"].index(max(found["tried"]))
@@ -42,7 +42,7 @@ def test_a_study_writes_its_table_and_its_page_and_keeps_its_runs(small, tmp_pat
     header, _, first, second, _ = capsys.readouterr().out.splitlines()[-5:]
     assert header.count("|") == first.count("|") == second.count("|") == len(page.HEADER) + 1
     assert "never" in first
-    html = (tmp_path / "mlp-1.html").read_text()
+    html = (tmp_path / "mlp-1.html").read_text(encoding="utf-8")
     assert "<svg" in html
     assert "python -m experiments.accuracy --methods=probe" in html
 

@@ -34,8 +34,12 @@ def compared(tmp_path_factory):
     options = ["--config.seeds=2", "--config.epochs=6", "--config.timing_turns=0"]
     done = command(f"--out={out}", f"--config.methods={chosen}", *options)
     assert done.returncode == 0, done.stderr
-    result = json.loads((out / "compare.json").read_text())
-    return {row["name"]: row for row in result["rows"]}, (out / "compare.html").read_text(), result
+    result = json.loads((out / "compare.json").read_text(encoding="utf-8"))
+    return (
+        {row["name"]: row for row in result["rows"]},
+        (out / "compare.html").read_text(encoding="utf-8"),
+        result,
+    )
 
 
 def test_published_orderings_come_out(compared):

@@ -64,11 +64,11 @@ def test_a_claim_that_cannot_be_measured_stops_no_other(tmp_path, monkeypatch, c
     monkeypatch.setattr(paper, "json_of", lambda *arguments: next(answers))
     broken = example()._replace(title="A broken one")
     assert not paper.run([broken, example()], tmp_path, "full")
-    written = json.loads((tmp_path / "claims.json").read_text())
+    written = json.loads((tmp_path / "claims.json").read_text(encoding="utf-8"))
     assert written[0]["error"] == "broken <badly>"
     fields = {"id", "claim", "source", "measured", "expected", "seeds", "holds"}
     assert fields <= written[1].keys()
-    page = (tmp_path / "index.html").read_text()
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
     for text in ("A broken one", "could not be measured", "broken <badly>", "Seen & told.", "It is."):
         assert html.escape(text) in page
     assert "A broken one: could not be measured" in capsys.readouterr().err

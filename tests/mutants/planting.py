@@ -19,7 +19,7 @@ _LEFT_OUT = shutil.ignore_patterns(".*", "runs", "__pycache__", "*.egg-info")
 
 def stale(mutant: Mutant, root: Path = ROOT) -> str:
     """Why a mutant cannot be planted; empty if it can."""
-    count = (root / mutant.file).read_text().count(mutant.old)
+    count = (root / mutant.file).read_text(encoding="utf-8").count(mutant.old)
     return "" if count == 1 else f"{mutant.file} has its text {count} times, not once"
 
 
@@ -36,7 +36,8 @@ def run_tests(
         shutil.copytree(ROOT, copy, ignore=_LEFT_OUT)
         if mutant is not None:
             path = copy / mutant.file
-            path.write_text(path.read_text().replace(mutant.old, mutant.new))
+            text = path.read_text(encoding="utf-8")
+            path.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
         os.chdir(copy)
         _forget_this_repository()
         watch = _Watch()

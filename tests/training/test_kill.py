@@ -36,7 +36,11 @@ def command(arguments, workdir):
 def begun(arguments, workdir, lines):
     """A process whose run has logged so many lines more."""
     process = subprocess.Popen(
-        command(arguments, workdir), cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        command(arguments, workdir),
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        encoding="utf-8",
     )
     metrics = workdir / "metrics.jsonl"
     known = len(metrics.read_bytes().splitlines()) if metrics.exists() else 0
@@ -63,7 +67,7 @@ def test_sigterm_ends_at_a_step_and_the_same_command_goes_on(tmp_path):
     done = run(command((*QUICK, epochs, "--accept_config_changes"), tmp_path / "run"))
     assert done.returncode == 0, done.stderr
     assert f"going on from step {step}" in done.stderr
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["resumed_at"] == step
+    assert json.loads((tmp_path / "run" / "summary.json").read_text(encoding="utf-8"))["resumed_at"] == step
 
 
 @pytest.mark.slow
@@ -87,5 +91,7 @@ def test_killed_twenty_times_is_as_never_killed(tmp_path):
     assert done.returncode == 0, done.stderr
 
     jax.tree.map(np.testing.assert_array_equal, weights(tmp_path / "killed"), weights(tmp_path / "whole"))
-    first, second = (json.loads((tmp_path / n / "summary.json").read_text()) for n in ("killed", "whole"))
+    first, second = (
+        json.loads((tmp_path / n / "summary.json").read_text(encoding="utf-8")) for n in ("killed", "whole")
+    )
     assert first["test_loss"] == second["test_loss"]

@@ -2,6 +2,7 @@
 
 import io
 import sys
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -21,14 +22,23 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_lines_when_there_is_no_terminal(monkeypatch):
-    lines = []
-    monkeypatch.setattr(sys, "stderr", io.StringIO())
-    monkeypatch.setattr(logging, "info", lambda text, *values: lines.append(text % values))
+@pytest.fixture(params=["logged", "printed"])
+def told(request, monkeypatch, capsys):
+    """The lines so far: in a program that logs, and in a notebook where nobody has set that up."""
+    logged = []
+    monkeypatch.setattr(logging, "info", lambda text, *values: logged.append(text % values))
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.INFO if request.param == "logged" else logging.WARNING)
+    yield lambda: logged + capsys.readouterr().err.splitlines()
+    logging.set_verbosity(verbosity)
+
+
+def test_lines_when_there_is_no_terminal(told):
     with Progress(100) as progress:
         for step in (50, 60, 100):  # The second comes too soon to be shown.
             progress.show(step, {"loss": 0.12345, "examples/s": 12345.6})
         progress.say("done")
+    lines = told()
     assert [line.partition("  ETA")[0] for line in lines] == [
         "step 50/100  loss 0.1235  examples/s 12346",
         "step 100/100  loss 0.1235  examples/s 12346",
@@ -37,8 +47,21 @@ def test_lines_when_there_is_no_terminal(monkeypatch):
     assert lines[1].endswith("ETA 0 s")
 
 
-def test_a_bar_on_a_terminal(monkeypatch):
-    terminal = Terminal()
+class Notebook:
+    """What a Jupyter kernel has of IPython."""
+
+    config: ClassVar = {"IPKernelApp": {}}
+
+    @classmethod
+    def get_ipython(cls):
+        return cls
+
+
+@pytest.mark.parametrize("where", ["terminal", "notebook"])
+def test_a_bar_where_it_can_move(where, monkeypatch):
+    terminal = Terminal() if where == "terminal" else io.StringIO()
+    if where == "notebook":
+        monkeypatch.setitem(sys.modules, "IPython", Notebook)
     monkeypatch.setattr(sys, "stderr", terminal)
     with Progress(100) as progress:
         progress.show(50, {"loss": 0.5})
@@ -57,10 +80,7 @@ def test_overview_adds_up():
     assert table[-1].split() == ["total", "2,000", "68"]
 
 
-def test_monitor_shows_every_boundary(monkeypatch, tmp_path):
-    lines = []
-    monkeypatch.setattr(sys, "stderr", io.StringIO())
-    monkeypatch.setattr(logging, "info", lambda text, *values: lines.append(text % values))
+def test_monitor_shows_every_boundary(told, tmp_path):
     with Workdir(tmp_path / "run", {}) as workdir, Progress(8) as progress:
         monitor = Monitor(workdir, progress, ["first", "second"])
         fitted = BoundaryMetrics(np.float32(1.0), np.float32(4.0))
@@ -74,7 +94,7 @@ def test_monitor_shows_every_boundary(monkeypatch, tmp_path):
             monitor.evaluation("test", 5, 1, {"accuracy": 0.1, "loss": float("nan")})
         with pytest.raises(TrainingError, match="the estimator after second"):
             monitor.alignment(5, [0.5, float("nan")])
-    assert lines[-1] == "boundaries first to last: estimator loss 0.25; R2 0.75; cosine 0.25 1"
+    assert told()[-1] == "boundaries first to last: estimator loss 0.25; R2 0.75; cosine 0.25 1"
     train, alignment = read_metrics(tmp_path / "run")
     assert train == {
         "kind": "train",

@@ -43,7 +43,7 @@ def test_digits_are_learnt_through_synthetic_gradients(finished):
 
 def test_summary_says_what_was_run(finished):
     path, summary = finished
-    assert json.loads((path / "summary.json").read_text()) == summary
+    assert json.loads((path / "summary.json").read_text(encoding="utf-8")) == summary
     promised = """dataset method model modules seed epochs steps test_accuracy test_loss
         examples_per_second seconds device versions"""
     assert set(promised.split()) <= set(summary)
@@ -51,7 +51,7 @@ def test_summary_says_what_was_run(finished):
     parameters = [entry["parameters"] for entry in summary["modules"]]
     assert parameters == [64 * 128 + 3 * 128, *[128 * 128 + 3 * 128] * 2, 128 * 10 + 10]
     assert summary["modules"][0]["estimator_parameters"] == 2 * 10 * 128 + 10
-    stored = json.loads((path / "config.json").read_text())
+    stored = json.loads((path / "config.json").read_text(encoding="utf-8"))
     assert stored == json.loads(json.dumps(config(epochs=25).to_dict()))
 
 
@@ -87,7 +87,7 @@ def test_tensorboard_events_hold_the_same_numbers(finished):
 
 def test_report_stands_alone(finished):
     path, _ = finished
-    page = (path / "report.html").read_text()
+    page = (path / "report.html").read_text(encoding="utf-8")
     assert "loss_shaped on digits" in page
     assert page.count("<svg") == 5
     for title in ("Accuracy", "Loss", "Loss of the estimator", "R²", "Alignment"):
@@ -106,7 +106,7 @@ def test_report_stands_alone(finished):
         {"estimator.name": "mlp", "model.norm": "layer", "validation_examples": 0},
     ],
 )
-def test_other_ways_to_run(tmp_path, changes):
+def test_other_ways_to_run(tmp_path, changes, capsys):
     summary = run(tmp_path / "run", epochs=2, **changes)
     assert summary["test_accuracy"] > 0.3
     kinds = {line["kind"] for line in read_metrics(tmp_path / "run")}
@@ -114,6 +114,8 @@ def test_other_ways_to_run(tmp_path, changes):
     assert ("alignment" in kinds) == (changes.get("boundaries") != "none")
     tests = sum(line["kind"] == "test" for line in read_metrics(tmp_path / "run"))
     assert tests == (2 if changes.get("show_test") else 1)
+    # Whoever calls it from a notebook or a script is told all the same.
+    assert f"epoch 2  test accuracy {summary['test_accuracy']:.4f}" in capsys.readouterr().err
 
 
 def test_evaluation_counts_every_example_once():

@@ -49,6 +49,6 @@ def test_a_damaged_one_is_refused(tmp_path):
 
 
 def test_a_disk_that_takes_nothing(tmp_path):
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(decoupled.TrainingError, match="cannot write the trained network to"):
         save_trained(tmp_path / "file", states()[0])

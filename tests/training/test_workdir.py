@@ -62,7 +62,7 @@ def test_a_run_goes_on_from_its_last_checkpoint(unfinished):
 
 
 def test_a_line_cut_off_by_a_kill_is_forgotten(unfinished):
-    with open(unfinished / "metrics.jsonl", "a") as metrics:
+    with open(unfinished / "metrics.jsonl", "a", encoding="utf-8") as metrics:
         metrics.write('{"kind": "tr')
     with Workdir(unfinished, CONFIG) as workdir:
         workdir.resume(print)
@@ -143,10 +143,10 @@ def test_a_changed_config_is_refused_field_by_field(unfinished):
     )
     with pytest.raises(decoupled.UsageError, match=message):
         Workdir(unfinished, other)
-    assert json.loads((unfinished / "config.json").read_text()) == CONFIG
+    assert json.loads((unfinished / "config.json").read_text(encoding="utf-8")) == CONFIG
     with Workdir(unfinished, other, accept_changes=True) as workdir:
         assert workdir.resume(print).step == 3
-    assert json.loads((unfinished / "config.json").read_text()) == other
+    assert json.loads((unfinished / "config.json").read_text(encoding="utf-8")) == other
 
 
 def test_tuples_and_absent_fields():
@@ -163,7 +163,7 @@ def test_a_finished_run_is_left_alone(tmp_path):
 
 
 def test_a_workdir_must_be_writable(tmp_path):
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(decoupled.UsageError, match=r"cannot write to .*: choose another --workdir"):
         Workdir(tmp_path / "file" / "run", {})
     with pytest.raises(decoupled.UsageError, match="is a file: choose another --workdir"):
@@ -174,11 +174,11 @@ def test_a_workdir_must_be_writable(tmp_path):
 
 
 def test_a_foreign_run_is_left_alone(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text("mine")
+    (tmp_path / "metrics.jsonl").write_text("mine", encoding="utf-8")
     with pytest.raises(decoupled.UsageError, match="already holds a run, but not its config"):
         Workdir(tmp_path, {})
     assert not (tmp_path / "config.json").exists()
-    assert (tmp_path / "metrics.jsonl").read_text() == "mine"
+    assert (tmp_path / "metrics.jsonl").read_text(encoding="utf-8") == "mine"
 
 
 def test_a_workdir_that_vanished(unfinished):
