@@ -5,8 +5,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from decoupled.analysis.drawing import evenly, shortened
 from decoupled.training.html import page, svg, table
 
+_MOST_NUMBERS = 12  # side by side: more cannot be read
 _STYLE = "body { max-width: 90rem; } td, th { padding: 0.2rem 0.5rem; font-size: 0.85rem; }"
 _HEADER = (
     "method",
@@ -56,9 +58,15 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         row["target"] or "none",
         *("yes" if holds else "no" for holds in locks),
         f"{mean:.2f} ± {spread:.2f}" + (" (diverged)" if row["diverged"] else ""),
-        " ".join(f"{cosine:.2f}" for cosine in row["cosine"]),
+        _numbers(row["cosine"]),
         "" if row["step_time"] is None else f"{row['step_time']:.2f}",
     )
+
+
+def _numbers(cosines: list[float]) -> str:
+    """First to last; of many, some that are evenly spread."""
+    shown = evenly(len(cosines), _MOST_NUMBERS)
+    return (" " if len(shown) == len(cosines) else " … ").join(f"{cosines[i]:.2f}" for i in shown)
 
 
 def _flags(options: dict[str, Any]) -> str:
@@ -87,13 +95,14 @@ def cosines_figure(rows: list[dict[str, Any]], boundaries: list[str]) -> Figure:
     axes = figure.subplots()
     image = axes.imshow([row["cosine"] for row in rows], vmin=-1, vmax=1, cmap="RdBu", aspect="auto")
     for i, row in enumerate(rows):
-        for j, cosine in enumerate(row["cosine"]):
+        for j, cosine in enumerate(row["cosine"] if len(boundaries) <= _MOST_NUMBERS else []):
             dark = abs(cosine) > 0.6
             axes.text(j, i, f"{cosine:.2f}", ha="center", va="center", color="white" if dark else "black")
+    named = evenly(len(boundaries), 6)
     axes.set(
         title="Cosine with the true gradient, after each module",
-        xticks=range(len(boundaries)),
-        xticklabels=boundaries,
+        xticks=named,
+        xticklabels=[shortened(boundaries[i], 12) for i in named],
         yticks=range(len(rows)),
         yticklabels=[row["name"] for row in rows],
     )

@@ -1,6 +1,7 @@
 """`train.py` as a person calls it: exit codes, and one line for each mistake."""
 
 import json
+import os
 import re
 import sys
 
@@ -16,9 +17,16 @@ def call(*arguments, **options):
 def test_a_run_from_the_command_line(tmp_path):
     workdir = tmp_path / "run"
     done = call(
-        "--config=configs/digits.py", f"--workdir={workdir}", "--config.epochs=2", "--config.seed=3"
+        "--config=configs/digits.py",
+        f"--workdir={workdir}",
+        "--config.epochs=2",
+        "--config.seed=3",
+        # A system of ASCII alone, where Python is not told to use UTF-8 all the same.
+        env={**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "MPLCONFIGDIR": str(tmp_path)},
     )
     assert done.returncode == 0, done.stderr
+    assert "R²" in (workdir / "report.html").read_text(encoding="utf-8")
+    assert not re.search("orbax|GiB|font|checkpoint", done.stderr)  # what libraries tell of themselves
     assert "gradient from" in done.stderr
     assert str(workdir) in done.stderr.splitlines()[-1]
     summary = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))

@@ -115,3 +115,15 @@ def draw_matrices(
     if across:
         figure.supxlabel(across, fontsize=10)
     return figure
+
+
+def evenly(count: int, most: int) -> list[int]:
+    """Up to `most` of the numbers below `count`, evenly spread, with the first and the last."""
+    return sorted({round(i) for i in np.linspace(0, count - 1, min(count, most))})
+
+
+def shortened(name: str, most: int = 24) -> str:
+    """A name of at most so many letters: of a longer one, such as of composed layers, both ends."""
+    if len(name) <= most:
+        return name
+    return f"{name[: most // 2]}…{name[-((most - 1) // 2) :]}"

@@ -2,13 +2,12 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from decoupled.analysis.activations import activations
 from decoupled.analysis.alignment import boundary_gradients, cosine, norm_ratio, r_squared, sign_agreement
 from decoupled.analysis.cka import cka_of_layers
 from decoupled.analysis.dissimilarity import dissimilarity_matrix, label_order
-from decoupled.analysis.drawing import Panel, draw_by_layer, draw_matrices
+from decoupled.analysis.drawing import Panel, draw_by_layer, draw_matrices, evenly, shortened
 from decoupled.analysis.probes import probe_accuracies
 from decoupled.errors import UsageError
 from decoupled.extras import extra
@@ -49,7 +48,7 @@ def dissimilarity_figure(learner: Learner, state: LearnerState, x: Array, y: Arr
     layers = _activations(learner, state, x[chosen])
     shown = evenly(len(layers), _MOST_COLUMNS)
     matrices = [jax.jit(dissimilarity_matrix)(layers[i]) for i in shown]
-    names = [learner.modules[i].name for i in shown]
+    names = [shortened(learner.modules[i].name, 14) for i in shown]
     across = "examples, ordered by class"
     return draw_matrices({"": matrices}, names, "1 - correlation", across=across, limits=(0.0, 1.2))
 
@@ -97,11 +96,6 @@ def alignment_figure(learner: Learner, state: LearnerState, x: Array, y: Array, 
         panels.append(Panel(label, {"": values}, limits, level))
     positions = range(1, len(learner.estimators) + 1)
     return draw_by_layer(panels, positions, "boundary (after module)")
-
-
-def evenly(count: int, most: int) -> list[int]:
-    """Up to `most` of the numbers below `count`, evenly spread, with the first and the last."""
-    return sorted({round(i) for i in np.linspace(0, count - 1, min(count, most))})
 
 
 def _activations(learner: Learner, state: LearnerState, x: Array) -> tuple[Array, ...]:

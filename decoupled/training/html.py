@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
 table { border-collapse: collapse; } td, th { padding: 0.2rem 0.8rem; text-align: left; }
+td { overflow-wrap: anywhere; }
 tr { border-bottom: 1px solid #ddd; } svg { max-width: 100%; height: auto; }
 """
 

@@ -1,6 +1,7 @@
 """Turns what a run measures into lines of metrics, a progress display, and a halt when numbers run away."""
 
 import math
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from decoupled.training.workdir import NoWorkdir, Workdir
 from decoupled.watch import Watch
 
 _DIVERGES = -10.0  # R2 of an estimate that is far worse than none
+_MOST_LISTED = 12  # numbers in a line
 
 
 class Monitor:
@@ -104,14 +106,15 @@ class Monitor:
             self._best = {"accuracy": result["accuracy"], "step": step}
 
     def boundaries(self) -> None:
-        """Shows the latest numbers of every boundary, first to last."""
-        lists = [
-            f"{name} {' '.join(f'{value:.3g}' for value in values if value is not None)}"
-            for name, values in self._latest.items()
-            if any(value is not None for value in values)
-        ]
-        if lists:
-            self._progress.say(f"boundaries first to last: {'; '.join(lists)}")
+        """Shows the latest numbers of the boundaries: all, first to last, or of many their range."""
+        known = {
+            name: [value for value in values if value is not None] for name, values in self._latest.items()
+        }
+        told = [f"{name} {_in_short(values)}" for name, values in known.items() if values]
+        if told:
+            many = len(self._boundaries) > _MOST_LISTED
+            which = f"{len(self._boundaries)} boundaries" if many else "boundaries first to last"
+            self._progress.say(f"{which}: {'; '.join(told)}")
 
     def _warn_of_divergence(self, step: int, r2s: Sequence[float | None]) -> None:
         """Tells of estimates that are far worse than none, once each time they become so."""
@@ -158,6 +161,12 @@ def _means(totals: Totals) -> dict[str, Any]:
             for b in boundaries
         ],
     }
+
+
+def _in_short(values: Sequence[float]) -> str:
+    if len(values) <= _MOST_LISTED:
+        return " ".join(f"{value:.3g}" for value in values)
+    return f"{min(values):.3g} to {max(values):.3g}, median {statistics.median(values):.3g}"
 
 
 def _finite_only(value: Any) -> Any:

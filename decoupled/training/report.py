@@ -1,11 +1,25 @@
 """One HTML page about a run, with its curves, that needs no other file."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import matplotlib
+import numpy as np
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 
+from decoupled.analysis.drawing import evenly, shortened
 from decoupled.training.html import page, svg, table
+
+_MOST_NAMED = 10  # curves in a legend; more are told by a scale of colours
+
+
+class _Curve(NamedTuple):
+    """Its name, and (step, value) of each point. Two modules may have one name."""
+
+    name: str
+    points: list[tuple[int, float]]
 
 
 def render_report(summary: dict[str, Any], metrics: list[dict[str, Any]]) -> str:
@@ -14,8 +28,8 @@ def render_report(summary: dict[str, Any], metrics: list[dict[str, Any]]) -> str
     facts = [(name, value) for name, value in summary.items() if name not in ("modules", "versions")]
     facts += [(f"{name} version", value) for name, value in summary["versions"].items()]
     figures = [
-        _figure("Accuracy", "fraction correct", _curves(metrics, "accuracy")),
-        _figure("Loss", "nats per example", _curves(metrics, "loss"), log=True),
+        svg(_figure("Accuracy", "fraction correct", _curves(metrics, "accuracy"))),
+        svg(_figure("Loss", "nats per example", _curves(metrics, "loss"), log=True)),
         *_boundary_figures(metrics, [module["name"] for module in modules]),
     ]
     return page(
@@ -25,15 +39,14 @@ def render_report(summary: dict[str, Any], metrics: list[dict[str, Any]]) -> str
     )
 
 
-def _curves(metrics: list[dict[str, Any]], name: str) -> dict[str, tuple[list, list]]:
+def _curves(metrics: list[dict[str, Any]], name: str) -> list[_Curve]:
     """Steps and values of `name`, one curve for each kind of line that has it."""
-    curves = {}
+    curves = []
     for kind in ("train", "validation", "test"):
         points = [(line["step"], line[name]) for line in metrics if line["kind"] == kind]
         points = [(step, value) for step, value in points if value is not None]
         if points:
-            steps, values = zip(*points, strict=True)
-            curves[kind] = (list(steps), list(values))
+            curves.append(_Curve(kind, points))
     return curves
 
 
@@ -46,37 +59,41 @@ def _boundary_figures(metrics: list[dict[str, Any]], names: list[str]) -> list[s
         ("alignment", "cosine", "Alignment of estimated and true gradient", "cosine"),
     ):
         lines = [line for line in metrics if line["kind"] == kind and line.get(name)]
-        curves = {}
+        curves = []
         for i, module in enumerate(names[:-1]):
             points = [(line["step"], line[name][i]) for line in lines]
             points = [(step, value) for step, value in points if value is not None]
             if points:
-                steps, values = zip(*points, strict=True)
-                curves[f"after {module}"] = (list(steps), list(values))
+                curves.append(_Curve(f"after {shortened(module)}", points))
         if curves:
             low = -1.0 if name == "r2" else None
-            figures.append(_figure(title, label, curves, log=name == "estimator_loss", low=low))
+            figures.append(svg(_figure(title, label, curves, log=name == "estimator_loss", low=low)))
     return figures
 
 
 def _figure(
-    title: str,
-    label: str,
-    curves: dict[str, tuple[list, list]],
-    log: bool = False,
-    low: float | None = None,
-) -> str:
-    """An inline SVG; values below `low` are drawn at the edge."""
-    figure = Figure(figsize=(8, 4), layout="constrained")  # not pyplot's: no global backend
+    title: str, label: str, curves: Sequence[_Curve], log: bool = False, low: float | None = None
+) -> Figure:
+    """Curves in the order of their colours; values below `low` are drawn at the edge."""
+    figure = Figure(figsize=(9, 4), layout="constrained")  # not pyplot's: no global backend
     axes = figure.subplots()
-    colours = matplotlib.colormaps["viridis"]
-    for i, (name, (steps, values)) in enumerate(curves.items()):
+    # The end of viridis is too bright on white.
+    colours = ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0, 0.9, max(1, len(curves)))))
+    for i, (name, points) in enumerate(curves):
+        steps, values = zip(*points, strict=True)
         values = [value if low is None else max(value, low) for value in values]
-        marker = "o" if len(steps) < 30 else None
-        colour = colours(0.9 * i / max(1, len(curves) - 1))
-        axes.plot(steps, values, label=name, marker=marker, markersize=3, color=colour)
+        marker = "o" if len(steps) < 30 and len(curves) <= _MOST_NAMED else None
+        width = 1.5 if len(curves) <= _MOST_NAMED else 0.8
+        axes.plot(steps, values, label=name, marker=marker, markersize=3, color=colours(i), linewidth=width)
     axes.set(title=title, xlabel="step", ylabel=label, yscale="log" if log else "linear")
     axes.grid(alpha=0.3)
-    if curves:
-        axes.legend(fontsize="small", ncols=1 + len(curves) // 7)
-    return svg(figure)
+    if len(curves) > _MOST_NAMED:
+        scale = ScalarMappable(BoundaryNorm(np.arange(len(curves) + 1) - 0.5, len(curves)), colours)
+        ticks = evenly(len(curves), 7)
+        bar = figure.colorbar(scale, ax=axes, ticks=ticks, spacing="proportional")
+        bar.set_ticklabels([curves[i].name for i in ticks], fontsize="small")
+        bar.minorticks_off()
+        bar.ax.invert_yaxis()  # first to last, as a legend has them
+    elif curves:
+        figure.legend(loc="outside right upper", fontsize="small")
+    return figure

@@ -20,6 +20,7 @@ from decoupled.builder import methods
 from decoupled.errors import UsageError
 from decoupled.training import Workdir, train_and_evaluate
 from experiments import compare
+from experiments.compare_page import cosines_figure
 from tests.commands import run
 
 
@@ -158,3 +159,12 @@ def test_below_noise_nothing_is_learnt(name, learns):
         state, metrics = update(state, x, y, jax.random.key(i))
     accuracy = float(np.mean(metrics.output.argmax(-1) == y))
     assert accuracy > 0.9 if learns else accuracy < 0.25
+
+
+@pytest.mark.parametrize(("depth", "numbers"), [(3, 3 * 2), (100, 0)])
+def test_many_boundaries_can_be_read(depth, numbers):
+    rows = [{"name": name, "cosine": [0.5] * depth} for name in ("backprop", "noise")]
+    axes = cosines_figure(rows, [f"hidden_{i}" for i in range(depth)]).axes[0]
+    assert len(axes.texts) == numbers
+    labels = [text.get_text() for text in axes.get_xticklabels()]
+    assert (labels[0], labels[-1], len(labels)) == ("hidden_0", f"hidden_{depth - 1}", min(depth, 6))

@@ -107,3 +107,11 @@ def test_monitor_shows_every_boundary(told, tmp_path):
         "examples_per_second": 10.0,
     }
     assert alignment == {"kind": "alignment", "step": 4, "cosine": [0.25, 1.0]}
+
+
+def test_monitor_shows_the_range_of_many_boundaries(told, tmp_path):
+    with Workdir(tmp_path / "run", {}) as workdir, Progress(8) as progress:
+        monitor = Monitor(workdir, progress, [f"hidden_{i}" for i in range(101)])
+        monitor.alignment(4, [i / 100 for i in range(101)])
+        monitor.boundaries()
+    assert told()[-1] == "101 boundaries: cosine 0 to 1, median 0.5"

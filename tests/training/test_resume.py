@@ -1,5 +1,6 @@
 """A run that was stopped and goes on is the run that was not, bit for bit."""
 
+import json
 import os
 import signal
 
@@ -11,6 +12,7 @@ import decoupled
 from configs import digits
 from decoupled.builder import build
 from decoupled.training import Workdir, load_trained, read_metrics, train_and_evaluate
+from decoupled.training.interruption import StopRequests
 
 
 def config(**changes):
@@ -89,3 +91,37 @@ def test_stopped_and_gone_on_is_as_never_stopped(case, tmp_path):
     assert (parts["resumed_at"], whole["resumed_at"]) == (stop + 1, None)
     assert parts["best_validation"] == whole["best_validation"]
     assert not (tmp_path / "parts" / "checkpoints").exists()
+
+
+def test_a_request_after_the_last_step_is_heeded_when_all_is_on_disk(tmp_path):
+    settings = config(epochs=1, validation_examples=0, show_test=False)
+    job = build(settings)
+    with Workdir(tmp_path / "run", settings.to_dict()) as workdir:
+        save = workdir.save
+
+        def save_and_ask(state):
+            os.kill(os.getpid(), signal.SIGTERM)
+            save(state)
+
+        workdir.save = save_and_ask
+        with pytest.raises(decoupled.Interrupted, match="came after the last step: results in ") as stopped:
+            train_and_evaluate(job, workdir)
+    assert stopped.value.signal == signal.SIGTERM
+    assert json.loads((tmp_path / "run" / "summary.json").read_bytes())["steps"] == 9
+    trained(tmp_path / "run", job)
+
+
+def test_before_it_begins_signals_are_not_its_own():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with StopRequests() as requests:
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+            requests.begin()
+            os.kill(os.getpid(), signal.SIGINT)
+            assert requests.noted == signal.SIGINT
+            with pytest.raises(KeyboardInterrupt):  # the second one does what it did before
+                os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
