@@ -80,7 +80,7 @@ def with_backward_rule(module: Module, rule: BackwardRule) -> Module:
         with nn.intercept_methods(rule):
             return module.apply(*arguments)
 
-    return Module(module.name, init, apply, exact=module.exact or module)
+    return module._replace(init=init, apply=apply, exact=module.exact or module)
 
 
 def _intercepted(
