@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import nnx
 
+from decoupled.checks import check_module, listed
 from decoupled.errors import UsageError
 from decoupled.types import Array, Key, Module, ModuleVariables, PyTree
 
@@ -95,6 +96,7 @@ def from_functions(
 
 def compose(modules: Sequence[Module], name: str = "") -> Module:
     """One Module that runs `modules` in order; gradients flow freely between them."""
+    modules = listed("module", modules, check_module)
     if len(modules) == 1 and not name:
         return modules[0]
 
@@ -144,6 +146,7 @@ def cut(layers: Sequence[Module], boundaries: Sequence[int]) -> list[Module]:
     Raises:
       UsageError: an index is repeated or there is nothing on one side of it.
     """
+    layers = listed("layer", layers, check_module)
     last = len(layers) - 1
     for index in boundaries:
         if not 0 <= index < last:
