@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from decoupled.boundaries.linen import FEEDBACK
+from decoupled.checks import check_module
 from decoupled.errors import UsageError
 from decoupled.own_layers import within_own_layers
 from decoupled.types import Array, Module, ModuleVariables, PyTree
@@ -63,6 +64,7 @@ def with_backward_rule(module: Module, rule: BackwardRule) -> Module:
     Raises:
       UsageError: (from init) the module has matrices, but not one layer that the rule could act on.
     """
+    check_module("with_backward_rule", module)
 
     def init(*arguments: Any) -> ModuleVariables:
         with nn.intercept_methods(rule):
@@ -80,7 +82,7 @@ def with_backward_rule(module: Module, rule: BackwardRule) -> Module:
         with nn.intercept_methods(rule):
             return module.apply(*arguments)
 
-    return Module(module.name, init, apply, exact=module.exact or module)
+    return module._replace(init=init, apply=apply, exact=module.exact or module)
 
 
 def _intercepted(

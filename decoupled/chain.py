@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from decoupled.checks import naming
 from decoupled.module_update import Rules
-from decoupled.modules import like_output
+from decoupled.modules import like_output, told_apart
 from decoupled.stack import Stack, check_block, modules_of, take
 from decoupled.state import EstimatorState, ModuleState
 from decoupled.types import Array, Estimator, Key, Module
@@ -40,6 +40,11 @@ class Chain(NamedTuple):
     def modules(self) -> tuple[Module, ...]:
         """Every module, those of stacks one by one."""
         return tuple(module for link in self.links for module in modules_of(link))
+
+    @property
+    def names(self) -> list[str]:
+        """Of `modules`, numbered where they are called alike."""
+        return told_apart([module.name for module in self.modules])
 
     @property
     def estimator_of_each(self) -> tuple[Estimator, ...]:

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import optax
 
 from decoupled.chain import Chain, ChainState, evaluate_chain, init_chain_state, unstack
-from decoupled.checks import checked_estimate
+from decoupled.checks import check_estimator, check_optimizer, checked_estimate, listed
 from decoupled.errors import UsageError
 from decoupled.fused import pieces_of, update_chain
 from decoupled.losses import output_error
 from decoupled.module_update import Rules, backward, fit, forward, mean_over
-from decoupled.stack import Stack, modules_of
+from decoupled.stack import Stack, check_link, modules_of
 from decoupled.state import BoundaryMetrics, EstimatorState, LearnerState, Metrics, ModuleState, ModuleStep
 from decoupled.types import Array, Estimator, Key, Loss, Module, PyTree
 
@@ -111,9 +111,12 @@ def make_learner(
         statistics, mutable state and metrics are averaged over it.
 
     Raises:
-      UsageError: the numbers of modules, estimators and probabilities do not go together.
+      UsageError: the numbers of modules, estimators and probabilities do not go together, or one of them
+        is not what it should be: a function that makes an estimator, or one estimator in place of a list.
     """
-    chain = Chain(tuple(modules), tuple(estimators))
+    chain = Chain(listed("module", modules, check_link), listed("estimator", estimators, check_estimator))
+    check_optimizer("optimizer", optimizer)
+    check_optimizer("estimator_optimizer", estimator_optimizer)
     probabilities = _check_chain(chain, update_probability)
     rules = Rules(loss, optimizer, estimator_optimizer, axis_name)
     flat_modules, flat_estimators = chain.modules, chain.estimator_of_each

@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import nnx
 
+from decoupled.checks import check_module, listed
 from decoupled.errors import UsageError
 from decoupled.types import Array, Key, Module, ModuleVariables, PyTree
 
@@ -94,6 +96,7 @@ def from_functions(
 
 def compose(modules: Sequence[Module], name: str = "") -> Module:
     """One Module that runs `modules` in order; gradients flow freely between them."""
+    modules = listed("module", modules, check_module)
     if len(modules) == 1 and not name:
         return modules[0]
 
@@ -112,7 +115,25 @@ def compose(modules: Sequence[Module], name: str = "") -> Module:
     exact = None
     if any(module.exact for module in modules):
         exact = compose([module.exact or module for module in modules], name)
-    return Module(name or "+".join(module.name for module in modules), init, apply, exact)
+    return Module(name or joined_name(modules), init, apply, exact, tuple(modules))
+
+
+def joined_name(modules: Sequence[Module]) -> str:
+    """What `compose` calls modules that were given no name together."""
+    return "+".join(module.name for module in modules)
+
+
+def told_apart(names: Sequence[str]) -> list[str]:
+    """The names, where those that occur more than once are numbered from 0, as Linen does."""
+    taken = set(names)
+
+    def free(name: str) -> str:
+        found = next(numbered for i in itertools.count() if (numbered := f"{name}_{i}") not in taken)
+        taken.add(found)
+        return found
+
+    count = Counter(names)
+    return [name if count[name] == 1 else free(name) for name in names]
 
 
 def cut(layers: Sequence[Module], boundaries: Sequence[int]) -> list[Module]:
@@ -125,6 +146,7 @@ def cut(layers: Sequence[Module], boundaries: Sequence[int]) -> list[Module]:
     Raises:
       UsageError: an index is repeated or there is nothing on one side of it.
     """
+    layers = listed("layer", layers, check_module)
     last = len(layers) - 1
     for index in boundaries:
         if not 0 <= index < last:

@@ -5,10 +5,11 @@ Compile time and temporary memory are those of one block, whatever the depth.
 
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
+from decoupled.checks import check_module, listed
 from decoupled.errors import UsageError
 from decoupled.modules import like_output
 from decoupled.types import Array, Module, PyTree
@@ -41,11 +42,22 @@ def stack_equal(modules: Sequence[Module]) -> list[Module | Stack]:
     Modules are equal that share their functions: `block._replace(name=...)` makes one. The lowest module is
     left as it is, since its input is seldom of the shape of its output.
     """
+    modules = listed("module", modules, check_module)
     links: list[Module | Stack] = list(modules[:1])
     for _, run in itertools.groupby(modules[1:], key=lambda module: (module.init, module.apply)):
         block, *others = run
         links.append(Stack(block, (block.name, *(m.name for m in others))) if others else block)
     return links
+
+
+def check_link(where: str, value: Any) -> None:
+    """That what was given is a Module or a Stack.
+
+    Raises:
+      UsageError: as `check_module` does.
+    """
+    if not isinstance(value, Stack):
+        check_module(where, value)
 
 
 def modules_of(link: Module | Stack) -> tuple[Module, ...]:

@@ -47,12 +47,15 @@ class Module(NamedTuple):
       apply: (params, state, h, key, train) -> (h_out, new_state). `key` feeds dropout and the like;
         `train` is a Python bool.
       exact: the same module with its true gradient, where a backward rule has changed that of `apply`.
+      parts: the modules that it runs in order, where `compose` made it of several; its params and state
+        are then tuples of theirs.
     """
 
     name: str
     init: Callable[[Key, Array], ModuleVariables]
     apply: Callable[[PyTree, PyTree, Array, Key, bool], tuple[Array, PyTree]]
     exact: Any = None  # Module | None
+    parts: tuple[Any, ...] = ()  # of Modules
 
 
 class Locks(NamedTuple):

@@ -83,8 +83,9 @@ def read_watches(chain: Chain, modules: Sequence[Any], estimators: Sequence[Any]
       modules, estimators: states, one a link.
     """
     found: list[tuple[list[str], WatchState]] = []
+    all_names = iter(chain.names)
     for link, module, estimator in itertools.zip_longest(chain.links, modules, estimators):
-        names = [part.name for part in modules_of(link)]
+        names = list(itertools.islice(all_names, len(modules_of(link))))
         for what, state in (("the gradient of", module), ("the fit of the estimator after", estimator)):
             watches = [leaf for leaf in jax.tree.leaves(state, is_leaf=_is_watch) if _is_watch(leaf)]
             found += [([f"{what} {name}" for name in names], watch) for watch in watches[:1]]

@@ -12,6 +12,7 @@ from flax.core import FrozenDict, unfreeze
 
 from decoupled.boundaries.linen import FEEDBACK
 from decoupled.boundaries.nnx import Feedback
+from decoupled.checks import check_optimizer
 from decoupled.errors import UsageError
 from decoupled.types import PyTree
 
@@ -50,6 +51,9 @@ def split_optimizer(
       UsageError: (from init) a boundary has no transformation, or a path leads to no boundary; (from
         update) there is a gradient of a boundary that init was not shown.
     """
+    check_optimizer("split_optimizer, layers", layers)
+    for name, tx in estimators.items() if isinstance(estimators, Mapping) else [("estimators", estimators)]:
+        check_optimizer(f"split_optimizer, {name}", tx)
     layers = optax.with_extra_args_support(layers)
 
     def transformation(path: str) -> optax.GradientTransformationExtraArgs:

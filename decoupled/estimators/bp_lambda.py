@@ -1,5 +1,6 @@
 """BP(λ): part synthetic gradient, part the gradient from above."""
 
+from decoupled.checks import check_estimator
 from decoupled.errors import UsageError
 from decoupled.types import Array, Estimator, PyTree, Reads
 
@@ -20,6 +21,7 @@ def bp_lambda(estimator: Estimator, lam: float = 0.5) -> Estimator:
     References:
       J16, supplementary material (BP(λ)).
     """
+    check_estimator("bp_lambda", estimator)
     if not 0 <= lam <= 1:
         raise UsageError(f"BP(λ) needs a λ from 0 to 1, not {lam}")
     if estimator.reads is not Reads.NOTHING:

@@ -26,7 +26,7 @@ def describe_modules(learner: Learner, state: LearnerState, x: Array) -> list[di
         has_boundary = i < len(learner.estimators)
         entries.append(
             {
-                "name": module.name,
+                "name": learner.chain.names[i],
                 "output": list(h.shape[1:]),
                 "parameters": count_parameters(variables.params),
                 "estimator": learner.estimators[i].name if has_boundary else "true loss",

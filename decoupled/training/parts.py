@@ -2,27 +2,29 @@
 
 import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
+from flax import linen as nn
+from flax import nnx, serialization
 
 from decoupled.errors import DataError, TrainingError, UsageError
 from decoupled.learner import Learner
+from decoupled.modules import joined_name, told_apart
 from decoupled.stack import Stack, modules_of, put, take
 from decoupled.state import EstimatorState, LearnerState, ModuleState
 from decoupled.training.checkpoints import from_host, to_host
-from decoupled.types import PyTree
+from decoupled.types import Module, PyTree
 
 
-def save_module(path: Path, learner: Learner, state: LearnerState, name: str) -> None:
+def save_module(path: str | Path, learner: Learner, state: LearnerState, name: str) -> None:
     """Writes a module's parameters and mutable state, without its optimizer's, to a NumPy .npz file.
 
     Args:
-      name: of the module, as tables of a run have it.
+      name: of the module, as tables of a run have it; numbered, where several are called alike: Dense_0.
 
     Raises:
       UsageError: no module, or more than one, is called so.
@@ -32,7 +34,7 @@ def save_module(path: Path, learner: Learner, state: LearnerState, name: str) ->
     _save(path, (module.params, module.state))
 
 
-def load_module(path: Path, learner: Learner, state: LearnerState, name: str) -> LearnerState:
+def load_module(path: str | Path, learner: Learner, state: LearnerState, name: str) -> LearnerState:
     """A state whose module `name` is the one in a file, with an optimizer state that starts anew.
 
     Args:
@@ -48,12 +50,12 @@ def load_module(path: Path, learner: Learner, state: LearnerState, name: str) ->
     return state._replace(modules=_set(learner, state.modules, name, new))
 
 
-def save_estimator(path: Path, learner: Learner, state: LearnerState, name: str) -> None:
+def save_estimator(path: str | Path, learner: Learner, state: LearnerState, name: str) -> None:
     """As `save_module`, of the estimator above the module `name`."""
     _save(path, _get(learner, state.estimators, name).params)
 
 
-def load_estimator(path: Path, learner: Learner, state: LearnerState, name: str) -> LearnerState:
+def load_estimator(path: str | Path, learner: Learner, state: LearnerState, name: str) -> LearnerState:
     """As `load_module`, of the estimator above the module `name`."""
     params = _load(path, _get(learner, state.estimators, name).params)
     k, _ = _place(learner, name, len(state.estimators))
@@ -67,38 +69,69 @@ def flax_variables(learner: Learner, state: LearnerState) -> dict[str, Any]:
 
     A Linen model whose submodules have the names of the modules can be applied to it, without this package;
     `flax.serialization.msgpack_serialize` makes bytes of it. Where several layers make one module, each has
-    its own entry.
+    its own entry, or one within the module's, if `compose` was given a name for it. Names that occur more
+    than once are numbered from 0, as in Linen: of three `from_linen(nn.Dense(4))` the entries are Dense_0,
+    Dense_1 and Dense_2. Tuples and the like are dicts, as `flax.serialization.to_state_dict` makes them.
+
+    Raises:
+      UsageError: the state of a module of one's own is not a dict of collections.
     """
-    variables: dict[str, Any] = {}
     whole = learner.unstack(state)
-    for module, own in zip(learner.modules, whole.modules, strict=True):
-        composed = isinstance(own.params, tuple)
-        names = module.name.split("+") if composed else [module.name]
-        parts = zip(own.params, own.state, strict=True) if composed else [(own.params, own.state)]
-        for name, (params, mutable) in zip(names, parts, strict=True):
-            for collection, values in {"params": params, **mutable}.items():
-                variables.setdefault(collection, {})[name] = _plain(values)
+    return _variables(learner.modules, [m.params for m in whole.modules], [m.state for m in whole.modules])
+
+
+def _variables(modules: Sequence[Module], params: Sequence[Any], states: Sequence[Any]) -> dict[str, Any]:
+    layers = list(_layers(modules, params, states))
+    variables: dict[str, Any] = {}
+    names = told_apart([layer.name for layer, _, _ in layers])
+    for name, (layer, own_params, own_state) in zip(names, layers, strict=True):
+        if layer.parts:
+            collections = _variables(layer.parts, own_params, own_state)
+        elif isinstance(own_state, Mapping):
+            collections = {k: _plain(values) for k, values in {"params": own_params, **own_state}.items()}
+        else:
+            raise UsageError(
+                f"module {layer.name}: its state is a {type(own_state).__name__}, but Flax's variables come"
+                " in collections: make it a dict of them, as in {'batch_stats': ...}"
+            )
+        for collection, values in collections.items():
+            variables.setdefault(collection, {})[name] = values
     return variables
 
 
+def _layers(
+    modules: Sequence[Module], params: Sequence[Any], states: Sequence[Any]
+) -> Iterator[tuple[Module, Any, Any]]:
+    """Each module with what it owns, or its parts where it has no name but theirs."""
+    for module, own_params, own_state in zip(modules, params, states, strict=True):
+        if module.parts and module.name == joined_name(module.parts):
+            yield from _layers(module.parts, own_params, own_state)
+        else:
+            yield module, own_params, own_state
+
+
 def _plain(values: PyTree) -> PyTree:
-    values = nnx.to_pure_dict(values) if isinstance(values, nnx.State) else values
-    return jax.tree.map(np.asarray, values)
+    if isinstance(values, nnx.State):
+        values = nnx.to_pure_dict(values)
+    else:
+        values = serialization.to_state_dict(nn.meta.unbox(values))
+    leaves, structure = jax.tree.flatten(values)
+    return jax.tree.unflatten(structure, to_host(leaves))
 
 
 def _place(learner: Learner, name: str, links: int) -> tuple[int, int | None]:
     """The link a module belongs to, and its slot in it if that is a stack."""
     places: list[tuple[int, int | None]] = []
-    names: list[str] = []
+    plain: list[str] = []
     for k, link in enumerate(learner.chain.links[:links]):
         for i, module in enumerate(modules_of(link)):
-            names.append(module.name)
-            if module.name == name:
-                places.append((k, i if isinstance(link, Stack) else None))
-    if len(places) != 1:
-        found = f"{len(places)} modules are" if places else "no module is"
-        raise UsageError(f"{found} called {name!r}: choose one of {', '.join(names)}")
-    return places[0]
+            plain.append(module.name)
+            places.append((k, i if isinstance(link, Stack) else None))
+    names = learner.chain.names[: len(places)]
+    if name in names:
+        return places[names.index(name)]
+    found = f"{plain.count(name)} modules are" if name in plain else "no module is"
+    raise UsageError(f"{found} called {name!r}: choose one of {', '.join(names)}")
 
 
 def _get(learner: Learner, states: Sequence[Any], name: str) -> Any:
@@ -112,7 +145,8 @@ def _set(learner: Learner, states: Sequence[Any], name: str, new: Any) -> tuple[
     return (*states[:k], new, *states[k + 1 :])
 
 
-def _save(path: Path, tree: PyTree) -> None:
+def _save(path: str | Path, tree: PyTree) -> None:
+    path = Path(path)
     leaves: dict[str, Any] = dict(zip(_names(tree), to_host(tree), strict=True))
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -123,7 +157,7 @@ def _save(path: Path, tree: PyTree) -> None:
         raise TrainingError(f"cannot write {path}: {error.strerror}") from error
 
 
-def _load(path: Path, like: PyTree) -> PyTree:
+def _load(path: str | Path, like: PyTree) -> PyTree:
     try:
         with open(path, "rb") as file:
             found = np.load(file, allow_pickle=False)

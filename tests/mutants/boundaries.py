@@ -89,8 +89,8 @@ MUTANTS = (
     Mutant(
         "optimizer state of a boundary's layers not carried",
         "decoupled/boundaries/optimizer.py",
-        "_join(updates, rest, boundaries), SplitState(layers_state, states)",
-        "_join(updates, rest, boundaries), SplitState(state.layers, states)",
+        "_like(updates, new), SplitState(layers_state, states)",
+        "_like(updates, new), SplitState(state.layers, states)",
         ("tests/test_carried.py",),
     ),
     Mutant(

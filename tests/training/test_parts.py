@@ -19,6 +19,7 @@ from decoupled.training import (
     save_estimator,
     save_module,
 )
+from decoupled.training.overview import describe_modules
 from tests import helpers
 
 WIDTH = 6
@@ -117,3 +118,125 @@ def test_nnx_modules_too():
     kernel = flax_variables(learner, state)["params"]["layer"]["kernel"]
     bias = flax_variables(learner, state)["params"]["layer"]["bias"]
     np.testing.assert_allclose(x @ jnp.asarray(kernel) + bias[None], learner.predict(state, x), rtol=1e-5)
+
+
+def learner_of(*modules):
+    learner = helpers.make_learner(modules, helpers.every_method()["backprop"])
+    x, y = helpers.batch()
+    return learner, learner.init(jax.random.key(0), x, y)
+
+
+def stored(learner, state):
+    """The variables, having been bytes."""
+    variables = serialization.msgpack_serialize(flax_variables(learner, state))
+    return serialization.msgpack_restore(variables)
+
+
+def dense(name=""):
+    return decoupled.from_linen(nn.Dense(helpers.CLASSES), name)
+
+
+def affine(kind):
+    """A module of one's own, whose parameters are a tuple or a list."""
+    return decoupled.from_functions(
+        lambda key, h: kind([jnp.ones((h.shape[1], 3)), jnp.arange(3.0)]),
+        lambda params, h: h @ params[0] + params[1][None],
+        "affine",
+    )
+
+
+def test_layers_called_alike_are_those_of_a_compact_module():
+    class Compact(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            for _ in range(3):
+                x = nn.Dense(helpers.CLASSES)(x)
+            return x
+
+    learner, state = learner_of(dense(), dense(), dense())
+    x, _ = helpers.batch()
+    plain = Compact().apply(stored(learner, state), x)
+    np.testing.assert_allclose(plain, learner.predict(state, x), rtol=1e-5)
+
+
+def test_every_layer_has_an_entry_of_its_own():
+    a, b = dense("a"), dense("b")
+    cases = {
+        "a number that is taken": ([a, dense("a_0"), a], {"a_1", "a_0", "a_2"}),
+        "a plus in a name": ([dense("a+b"), a], {"a+b", "a"}),
+        "a plus in a name of parts": ([decoupled.compose([dense("a+b"), b]), a], {"a+b", "b", "a"}),
+        "parts of equal modules": ([decoupled.compose([a, b]), decoupled.compose([a, a])], 4),
+        "parts of parts": ([decoupled.compose([decoupled.compose([a, b]), dense("c")])], {"a", "b", "c"}),
+        "a name with a slash": ([dense("a/b"), a], {"a/b", "a"}),
+    }
+    for modules, expected in cases.values():
+        learner, state = learner_of(*modules)
+        entries = flax_variables(learner, state)["params"]
+        assert expected in (entries.keys(), len(entries))
+        exported = sorted(leaf.tobytes() for leaf in jax.tree.leaves(entries))
+        own = [module.params for module in state.modules]
+        assert exported == sorted(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(own))
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_a_module_that_was_given_a_name_holds_its_layers(stacked):
+    block = decoupled.compose([dense("first"), dense("second")], "block")
+    blocks = [block._replace(name=f"block_{i}") for i in range(2)]
+    learner, state = learner_of(dense("below"), *(stack_equal(blocks) if stacked else blocks), dense("top"))
+    params, whole = flax_variables(learner, state)["params"], learner.unstack(state)
+    assert params.keys() == {"below", "block_0", "block_1", "top"}
+    for i in range(2):
+        by_hand = dict(zip(("first", "second"), whole.modules[1 + i].params, strict=True))
+        chex.assert_trees_all_equal(params[f"block_{i}"], by_hand)
+
+
+@pytest.mark.parametrize("kind", [tuple, list])
+def test_parameters_that_are_a_tuple_are_one_entry(kind):
+    learner, state = learner_of(affine(kind), dense())
+    entry = stored(learner, state)["params"]["affine"]
+    np.testing.assert_array_equal(entry["0"], np.ones((5, 3)))
+    np.testing.assert_array_equal(entry["1"], np.arange(3))
+
+
+def test_boxes_and_keys_are_plain_arrays_too():
+    kernel_init = nn.with_partitioning(nn.initializers.ones, (None, None))
+    boxed = decoupled.from_linen(nn.Dense(3, kernel_init=kernel_init))
+    noisy = decoupled.from_nnx(lambda rngs: nnx.Dropout(0.5, rngs=rngs), "noisy")
+    learner, state = learner_of(boxed, noisy, dense("top"))
+    variables = stored(learner, state)
+    np.testing.assert_array_equal(variables["params"]["Dense"]["kernel"], np.ones((5, 3)))
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(variables["rngs"]["noisy"]))
+
+
+def test_a_state_without_collections_is_refused():
+    counting = decoupled.Module(
+        "counting",
+        lambda key, h: decoupled.ModuleVariables({}, jnp.zeros(())),
+        lambda params, state, h, key, train: (h, state + train),
+    )
+    learner, state = learner_of(counting, dense())
+    with pytest.raises(decoupled.UsageError, match=r"module counting: its state is .* make it a dict"):
+        flax_variables(learner, state)
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_one_of_several_modules_called_alike_is_chosen_by_number(stacked, tmp_path):
+    block = dense("block")
+    links = [dense("below"), *(stack_equal([block] * 2) if stacked else [block] * 2), dense("top")]
+    learner, state = learner_of(*links)
+    path = str(tmp_path / "block.npz")
+    several = "2 modules are called 'block': choose one of below, block_0, block_1, top"
+    for ambiguous in (save_module, load_module):
+        with pytest.raises(decoupled.UsageError, match=several):
+            ambiguous(path, learner, state, "block")
+    with pytest.raises(decoupled.UsageError, match=r"choose one of below, block_0, block_1$"):
+        save_estimator(path, learner, state, "block")
+    save_module(path, learner, state, "block_1")
+    new = learner.unstack(load_module(path, learner, state, "block_0"))
+    before = learner.unstack(state)
+    chex.assert_trees_all_equal(new.modules[1].params, before.modules[2].params)
+    chex.assert_trees_all_equal(new.modules[2], before.modules[2])
+    assert not np.allclose(before.modules[1].params["kernel"], before.modules[2].params["kernel"])
+    x, _ = helpers.batch()
+    entries = describe_modules(learner, state, x)
+    assert [entry["name"] for entry in entries] == ["below", "block_0", "block_1", "top"]
