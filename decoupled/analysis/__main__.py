@@ -6,18 +6,17 @@ Writes analysis.html into the run's folder. Exit codes are those of train.py.
 """
 
 import argparse
-import json
+import os
 import sys
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 
 from decoupled.analysis.figures import all_figures
 from decoupled.builder import build
 from decoupled.errors import DataError, TrainingError, UsageError
+from decoupled.predict import saved_config
 from decoupled.training import load_trained
 from decoupled.training.html import page, svg
 from decoupled.training.workdir import write_whole
@@ -37,7 +36,7 @@ def main() -> None:
         sys.exit(2 if isinstance(error, UsageError) else 1)
 
 
-def analyse(workdir: Path, examples: int = _EXAMPLES) -> Path:
+def analyse(workdir: str | os.PathLike[str], examples: int = _EXAMPLES) -> Path:
     """Draws the figures of a run; returns the page.
 
     Args:
@@ -48,10 +47,8 @@ def analyse(workdir: Path, examples: int = _EXAMPLES) -> Path:
       DataError: the trained network, or the data it was trained on, is missing or damaged.
       TrainingError: the page cannot be written.
     """
-    try:
-        config = ml_collections.ConfigDict(_tuples(json.loads((workdir / "config.json").read_text())))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{workdir} holds no run of train.py: no config.json can be read there") from error
+    workdir = Path(workdir)
+    config = saved_config(workdir)
     config.parallel.mode = "none"  # However it was trained, one device is enough to look at it.
     job = build(config)
     if examples < 2 * job.dataset.num_classes:
@@ -69,13 +66,6 @@ def analyse(workdir: Path, examples: int = _EXAMPLES) -> Path:
     except OSError as error:
         raise TrainingError(f"cannot write to {workdir}: {error.strerror}") from error
     return path
-
-
-def _tuples(value: Any) -> Any:
-    """JSON knows lists alone; configs have tuples."""
-    if isinstance(value, dict):
-        return {name: _tuples(entry) for name, entry in value.items()}
-    return tuple(value) if isinstance(value, list) else value
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from decoupled.training.parts import (
     save_module,
 )
 from decoupled.training.trained import load_trained
-from decoupled.training.workdir import NoWorkdir, Workdir, read_metrics
+from decoupled.training.workdir import NoWorkdir, Workdir, new_workdir, read_metrics
 
 __all__ = [
     "Job",
@@ -19,6 +19,7 @@ __all__ = [
     "load_estimator",
     "load_module",
     "load_trained",
+    "new_workdir",
     "read_metrics",
     "save_estimator",
     "save_module",
