@@ -1,14 +1,19 @@
 """Who may use a workdir, and what of an unfinished run in it."""
 
+import importlib
 import json
+import os
+import re
 import resource
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import decoupled
-from decoupled.training import Workdir, read_metrics
+from decoupled.training import Workdir, lock, read_metrics
 from decoupled.training.workdir import changed_fields
 
 CONFIG = {"epochs": 2, "optimizer": {"learning_rate": 0.1, "schedule": "cosine"}}
@@ -149,7 +154,8 @@ def test_a_changed_config_is_refused_field_by_field(unfinished):
     other = {"epochs": 3, "optimizer": {"learning_rate": 0.2, "schedule": "cosine"}, "data_dir": "/here"}
     message = (
         r"another config \(config.epochs was 2, is 3; config.optimizer.learning_rate was 0.1, is 0.2; a"
-        r" schedule is drawn out over all epochs\): choose another --workdir, or go on with --accept_config_changes"
+        r" schedule is drawn out over all epochs\): choose another --workdir, or go on with"
+        " --accept_config_changes"
     )
     with pytest.raises(decoupled.UsageError, match=message):
         Workdir(unfinished, other)
@@ -217,6 +223,43 @@ def test_more_epochs_are_no_other_run_where_nothing_is_drawn_out_over_them(unfin
         assert go_on(workdir).step == 3
 
 
+@pytest.mark.parametrize("system", ["fcntl", "msvcrt"])
+def test_locks_of_either_kind_of_system(system, tmp_path, monkeypatch):
+    """Windows has no fcntl, but `msvcrt.locking`, which refuses with a PermissionError."""
+    held = set()
+
+    def locking(descriptor, mode, count):
+        assert (mode, count, os.lseek(descriptor, 0, os.SEEK_CUR)) == ("not waiting", 1, 0)
+        if (tmp_path / "lock").stat().st_ino in held:
+            raise PermissionError(13, "Permission denied")
+        held.add(os.fstat(descriptor).st_ino)
+
+    if system == "msvcrt":
+        monkeypatch.setitem(sys.modules, "fcntl", None)
+        windows = SimpleNamespace(locking=locking, LK_NBLCK="not waiting")
+        monkeypatch.setitem(sys.modules, "msvcrt", windows)
+    reloaded = importlib.reload(lock)
+    monkeypatch.setattr("decoupled.training.workdir.locked", reloaded.locked)
+    try:
+        with (
+            Workdir(str(tmp_path), CONFIG),
+            pytest.raises(decoupled.UsageError, match=r"another run is at work in .*: choose another"),
+        ):
+            Workdir(tmp_path, CONFIG)
+    finally:
+        monkeypatch.undo()
+        importlib.reload(lock)
+    assert len(held) == (system == "msvcrt")
+
+
+def test_nothing_but_the_lock_needs_a_system():
+    package = Path(decoupled.__file__).parent
+    users = {
+        p.name for p in package.rglob("*.py") if re.search(r"import (fcntl|resource|pwd)\b", p.read_text())
+    }
+    assert users == {"lock.py"}
+
+
 def test_a_workdir_must_be_writable(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(decoupled.UsageError, match=r"cannot write to .*: choose another --workdir"):
@@ -234,6 +277,19 @@ def test_a_foreign_run_is_left_alone(tmp_path):
         Workdir(tmp_path, {})
     assert not (tmp_path / "config.json").exists()
     assert (tmp_path / "metrics.jsonl").read_text() == "mine"
+
+
+def test_a_config_that_cannot_be_read(unfinished):
+    (unfinished / "config.json").write_text("{")
+    with pytest.raises(decoupled.UsageError, match="already holds a run, but not its config"):
+        Workdir(unfinished, CONFIG)
+
+
+def test_a_folder_in_which_nothing_was_logged_is_as_new(tmp_path):
+    for settings in (CONFIG, {}):
+        with Workdir(tmp_path, settings) as workdir:
+            go_on(workdir)
+    assert json.loads((tmp_path / "config.json").read_text()) == {}
 
 
 def test_a_workdir_that_vanished(unfinished):
