@@ -215,16 +215,7 @@ def test_augmentation_and_coins_change_from_step_to_step():
         ({"boundaries": "first"}, "config.boundaries is 'first': say all, none, or layer indices"),
         (
             {"batch_size": 1},
-            "normalisation of one example leaves nothing of it: choose a larger batch .* model.norm=layer",
-        ),
-        (
-            {
-                "model.name": "cnn",
-                "model.cnn.features": (4, 4, 4),
-                "batch_size": 1,
-                "parallel.mode": "mesh",
-            },
-            "config.batch_size is 1, which 2 devices",
+            "normalisation of one example leaves nothing of it: choose a larger batch .*norm=layer",
         ),
         (
             {"estimator.name": "local_loss", "estimator.conditioned": False},
