@@ -98,7 +98,9 @@ def _check_variant(file: str, get_config: Any, variant: list[str]) -> None:
         inspect.signature(get_config).bind(*variant)
     except TypeError as error:
         advice = f"leave out {':' + variant[0]!r}" if variant else f"add one, --config={file}:VARIANT"
-        raise BadConfigFile(f"get_config() in {file} takes {'no' if variant else 'a'} variant: {advice}") from error
+        raise BadConfigFile(
+            f"get_config() in {file} takes {'no' if variant else 'a'} variant: {advice}"
+        ) from error
 
 
 def _place(file: str, error: Exception) -> str:

@@ -12,6 +12,7 @@ Several processes, here or on many hosts, train as one (the same command in each
 
 Every field of the config can be set on the command line; configs/base.py describes them all.
 A run that was stopped, or killed, goes on from its last checkpoint: the same command, with its --workdir.
+One that has ended does so too, with a larger --config.epochs.
 SIGINT (^C) or SIGTERM stops it after the step it is at, with a checkpoint of that step; before the first
 step, or when it comes a second time, at once.
 Exit codes: 0 done, 1 failed (data, numbers, disk), 2 a mistake in the command, 130 or 143 stopped by
@@ -36,10 +37,11 @@ _CONFIG = config_file.define_flag("What to train: a file in configs/, or the con
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
-    "Folder for the results, by default runs/CONFIG/TIME; of an unfinished run: go on with it.",
+    "Folder for the results, by default a new runs/CONFIG/TIME; of an unfinished run: go on with it; of a"
+    " finished one: train it further, to a larger --config.epochs.",
 )
 _ACCEPT_CHANGES = flags.DEFINE_bool(
-    "accept_config_changes", False, "Go on with an unfinished run whose config was another."
+    "accept_config_changes", False, "Go on with a run whose config was another."
 )
 
 _COORDINATOR = flags.DEFINE_string(
@@ -76,14 +78,17 @@ def _train() -> None:
     if jax.process_index() > 0:
         train_and_evaluate(job, NoWorkdir())
         return
-    path = Path(_WORKDIR.value or _default_workdir())
-    with Workdir(path, _CONFIG.value.to_dict(), _ACCEPT_CHANGES.value) as workdir:
+    with Workdir(
+        _WORKDIR.value or _default_workdir(), _CONFIG.value.to_dict(), _ACCEPT_CHANGES.value
+    ) as workdir:
         train_and_evaluate(job, workdir)
     logging.info("results in %s", workdir.path)
 
 
-def _default_workdir() -> str:
-    return f"runs/{config_file.name_of(_CONFIG)}/{time.strftime('%Y%m%d-%H%M%S')}"
+def _default_workdir() -> Path:
+    from decoupled.training import new_workdir
+
+    return new_workdir(f"runs/{config_file.name_of(_CONFIG)}", time.strftime("%Y%m%d-%H%M%S"))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ def get_config() -> ConfigDict:
 
     # Data: digits, procedural, mnist, fashion_mnist, cifar10 or cifar100.
     config.dataset = "digits"
-    config.data_dir = ""  # looked into first, then where systems put the set, then the cache
+    config.data_dir = ""  # holds the set; empty: looked for where systems put it, then in the cache
     config.download = True  # fetch, checked by sha256, what is found nowhere
     config.validation_examples = 0  # held out of the training set, the same ones in every run
     config.crop_padding = 0  # training images are shifted by up to so many pixels
@@ -32,7 +32,9 @@ def get_config() -> ConfigDict:
     # estimator, holds its options.
     config.estimator = ConfigDict()
     config.estimator.name = "loss_shaped"
-    config.estimator.conditioned = True  # whether it sees the labels beside h
+    config.estimator.conditioned = (
+        True  # whether its estimates see the labels beside h, where it has that choice
+    )
     config.estimator.mlp = ConfigDict({"hidden": (256,)})
     config.estimator.convolutional = ConfigDict({"features": (), "kernel_size": 3})
     config.estimator.recursive_least_squares = ConfigDict({"decay": 0.97, "ridge": 1e-3, "solve_every": 1})
@@ -78,6 +80,8 @@ def get_config() -> ConfigDict:
     config.batch_size = 256  # of all devices together
     config.log_every = 50  # steps between lines of metrics
     config.alignment_every = 250  # steps between measurements of the cosine with the true gradient
-    config.checkpoint_every = 1000  # steps between checkpoints, from which a run goes on; 0 for none
+    config.checkpoint_every = (
+        1000  # steps between checkpoints, from which a run goes on; 0: at its end alone
+    )
     config.show_test = False  # report the test accuracy after each epoch too, for display only
     return config

@@ -31,7 +31,7 @@ from decoupled.stack import stack_equal
 from decoupled.training import parallel, staged
 from decoupled.training.execution import Execution
 from decoupled.training.loop import Job
-from decoupled.types import Estimator, Module
+from decoupled.types import Array, Estimator, Key, Module
 from decoupled.watch import watched, watched_estimator
 
 with extra("train"):
@@ -43,9 +43,9 @@ _BACKWARD_RULES: dict[str, BackwardRule | None] = {
     "sign_symmetric": sign_symmetric,
 }
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+# Of those that need no files, and of those that do.
+_MAKERS: dict[str, Callable[[], Dataset]] = {"digits": data.digits, "procedural": data.procedural}
 _LOADERS: dict[str, Callable[[str, bool], Dataset]] = {
-    "digits": lambda *_: data.digits(),
-    "procedural": lambda *_: data.procedural(),
     "mnist": lambda data_dir, download: data.idx_dataset(data.MNIST, data_dir, download),
     "fashion_mnist": lambda data_dir, download: data.idx_dataset(data.FASHION_MNIST, data_dir, download),
     "cifar10": data.cifar10,
@@ -86,7 +86,7 @@ def build(config: ml_collections.ConfigDict) -> Job:
     # A rehearsal: mistakes are told before any data is fetched.
     _network(config, num_classes=2)
     make_execution = _execution(config)
-    dataset = _LOADERS[config.dataset](config.data_dir, config.download)
+    dataset = _dataset(config)
     train, validation = data.hold_out(dataset.train, config.validation_examples)
     all_steps = config.epochs * data.batches_per_epoch(train, config.batch_size)
     if all_steps > _MOST_STEPS:
@@ -94,45 +94,28 @@ def build(config: ml_collections.ConfigDict) -> Job:
             f"config.epochs is {config.epochs}, which makes {all_steps} steps: choose so few that there are"
             f" at most {_MOST_STEPS}"
         )
-    # A module that sits out does not count the step, so its schedule must be as much shorter.
-    steps = all_steps * config.update_probability
-
-    decay, skip = config.optimizer.weight_decay, config.skip_not_finite
-    adamw = optax.adamw(_learning_rate(config, "optimizer", steps), weight_decay=decay)
-    adam = optax.adam(_learning_rate(config, "estimator_optimizer", steps))
 
     def learner_on(axis_name: str | None) -> Learner:
-        modules, estimator = _network(config, dataset.num_classes, axis_name)
-        links = stack_equal(modules) if config.step == "stacked" else modules
-        if estimator.training_gradient is not None:
-            estimator = watched_estimator(estimator, skip)
-        return make_learner(
-            links,
-            [estimator] * (len(links) - 1),
-            losses.softmax_cross_entropy,
-            watched(_clipped(adamw, config.optimizer.clip_norm), skip),
-            _clipped(adam, config.estimator_optimizer.clip_norm),
-            update_probability=config.update_probability,
-            axis_name=axis_name,
-        )
+        return make_learner_of(config, dataset.num_classes, all_steps, axis_name)
 
     learner = learner_on(None)
     preprocess = data.preprocess(train.images, config.crop_padding, config.flip)
     # A second one, now with the data: what does not fit it says so before the workdir is made.
-    x = jax.eval_shape(preprocess.evaluate, train.images[:1])
-    jax.eval_shape(learner.init, jax.random.key(0), x, train.labels[:1])
+    x = jax.eval_shape(preprocess.evaluate, train.images[: config.batch_size])
+    _rehearse(learner, x, train.labels[: config.batch_size])
     # One kind of estimator serves the whole chain.
     estimator = learner.estimators[0] if learner.estimators else estimators.backprop()
-    synthetic = estimator.name != "backprop"
     return Job(
         dataset=dataset._replace(train=train),
+        fingerprint=dataset.fingerprint(),
         validation=validation,
         preprocess=preprocess,
         learner=learner,
         execution=make_execution(learner_on, preprocess),
         description={
-            "method": estimator.name if synthetic else "backprop",
-            "conditioned": synthetic and estimator.sees_y,
+            "method": estimator.name,
+            "estimate_sees": ", ".join(estimator.estimate_sees),
+            "fit_sees": ", ".join(estimator.fit_sees) or "nothing",
             "model": config.model.name,
             "backward_rule": config.model.backward_rule,
             "update_probability": config.update_probability,
@@ -145,8 +128,41 @@ def build(config: ml_collections.ConfigDict) -> Job:
         log_every=config.log_every,
         alignment_every=config.alignment_every,
         checkpoint_every=config.checkpoint_every,
-        skip_not_finite=skip,
+        skip_not_finite=config.skip_not_finite,
         show_test=config.show_test,
+    )
+
+
+def make_learner_of(
+    config: ml_collections.ConfigDict, num_classes: int, all_steps: int, axis_name: str | None = None
+) -> Learner:
+    """The network of a config, and how it learns.
+
+    Args:
+      num_classes: of the data.
+      all_steps: of the run, over which schedules are drawn out.
+      axis_name: of a mapped axis over which batches are split.
+
+    Raises:
+      UsageError: a field has a value that cannot be; the message names it.
+    """
+    # A module that sits out does not count the step, so its schedule must be as much shorter.
+    steps = all_steps * config.update_probability
+    decay, skip = config.optimizer.weight_decay, config.skip_not_finite
+    adamw = optax.adamw(_learning_rate(config, "optimizer", steps), weight_decay=decay)
+    adam = optax.adam(_learning_rate(config, "estimator_optimizer", steps))
+    modules, estimator = _network(config, num_classes, axis_name)
+    links = stack_equal(modules) if config.step == "stacked" else modules
+    if estimator.training_gradient is not None:
+        estimator = watched_estimator(estimator, skip)
+    return make_learner(
+        links,
+        [estimator] * (len(links) - 1),
+        losses.softmax_cross_entropy,
+        watched(_clipped(adamw, config.optimizer.clip_norm), skip),
+        _clipped(adam, config.estimator_optimizer.clip_norm),
+        update_probability=config.update_probability,
+        axis_name=axis_name,
     )
 
 
@@ -167,7 +183,7 @@ def _choices() -> dict[str, Collection[str]]:
         name for name, maker in methods().items() if "estimator" not in inspect.signature(maker).parameters
     }
     return {
-        "dataset": _LOADERS,
+        "dataset": [*_MAKERS, *_LOADERS],
         "model.name": _MODELS,
         "model.norm": NORMS,
         "model.backward_rule": _BACKWARD_RULES,
@@ -179,6 +195,32 @@ def _choices() -> dict[str, Collection[str]]:
         "parallel.mode": _MODES,
         "step": _STEPS,
     }
+
+
+def _dataset(config: ml_collections.ConfigDict) -> Dataset:
+    if config.dataset in _LOADERS:
+        return _LOADERS[config.dataset](config.data_dir, config.download)
+    if config.data_dir:
+        raise UsageError(
+            f"config.data_dir is {config.data_dir!r}, but {config.dataset} is in no folder: leave it out"
+        )
+    return _MAKERS[config.dataset]()
+
+
+def _rehearse(learner: Learner, x: Any, y: Any) -> None:
+    """Shapes alone, of the start and of a forward pass in training: what does not fit says so.
+
+    Args:
+      x, y: a whole batch, or its shapes.
+    """
+
+    def forward(key: Key, x: Array, y: Array) -> Array:
+        state = learner.unstack(learner.init(key, x, y))
+        for module, own in zip(learner.modules, state.modules, strict=True):
+            x, _ = module.apply(own.params, own.state, x, key, True)
+        return x
+
+    jax.eval_shape(forward, jax.random.key(0), x, y)
 
 
 def _network(
@@ -264,7 +306,13 @@ def _estimator(config: ml_collections.ConfigDict, num_classes: int, name: str) -
     options = dict(config[name]) if name in config else {}
     if "estimator" in options:
         options["estimator"] = _estimator(config, num_classes, options["estimator"])
-    return make_estimator(name, num_classes, context, **options)
+    estimator = make_estimator(name, num_classes, context, **options)
+    if not config.conditioned and "y" in estimator.estimate_sees:
+        raise UsageError(
+            f"config.estimator.conditioned is False, but every estimate of {name} is made of the labels:"
+            " leave it True, or choose another estimator"
+        )
+    return estimator
 
 
 def _clipped(adam: optax.GradientTransformation, clip_norm: float) -> optax.GradientTransformation:

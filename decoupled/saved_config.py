@@ -10,6 +10,18 @@ with extra("train"):
     from ml_collections import ConfigDict, FrozenConfigDict
 
 
+def config_of_run(workdir: Path) -> ConfigDict:
+    """The config of the run in a folder; its fields are not checked.
+
+    Raises:
+      UsageError: the folder holds no run.
+    """
+    try:
+        return read_config(workdir / "config.json")
+    except UsageError as error:
+        raise UsageError(f"{workdir} holds no run of train.py: {error}") from error
+
+
 def read_config(path: Path) -> ConfigDict:
     """A config as the run had it; its fields are not checked.
 

@@ -115,6 +115,7 @@ class Estimator(NamedTuple):
       sees_y: False where neither estimating nor training looks at y, which may then be None.
       own_loss: True where `training_gradient` descends a loss of its own and ignores `target`;
         False where it descends the SG loss.
+      y_in_fit_alone: True where `training_gradient` looks at y, but `estimate` does not.
     """
 
     name: str
@@ -126,3 +127,18 @@ class Estimator(NamedTuple):
     form: str = ""
     sees_y: bool = True
     own_loss: bool = False
+    y_in_fit_alone: bool = False
+
+    @property
+    def estimate_sees(self) -> tuple[str, ...]:
+        """What `estimate` looks at."""
+        y = ("y",) if self.sees_y and not self.y_in_fit_alone else ()
+        signal = {Reads.NOTHING: (), Reads.ERROR: ("error",), Reads.INCOMING: ("incoming",)}[self.reads]
+        return ("h", *y, *signal)
+
+    @property
+    def fit_sees(self) -> tuple[str, ...]:
+        """What `training_gradient` looks at; nothing where nothing is trained."""
+        if self.training_gradient is None:
+            return ()
+        return ("h", *(("y",) if self.sees_y else ()), *(() if self.own_loss else ("target",)))

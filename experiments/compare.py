@@ -202,7 +202,8 @@ def declared(job: Job) -> dict[str, Any]:
         "form": form[rule],
         "trained": trained,
         "target": ("own loss" if spec.own_loss else "gradient from above") if trained else None,
-        "sees_labels": spec.sees_y,
+        "estimate_sees_labels": "y" in spec.estimate_sees,
+        "fit_sees_labels": "y" in spec.fit_sees,
         "locks": spec.reads.locks._asdict(),
         "direct_error": spec.reads.direct_error,
     }

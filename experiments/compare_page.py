@@ -15,7 +15,8 @@ _HEADER = (
     "dL/dh is taken to be",
     "trained",
     "target",
-    "sees labels",
+    "estimate sees labels",
+    "fit sees labels",
     "forward locked",
     "update locked",
     "backward locked",
@@ -50,7 +51,8 @@ def mean_and_spread(accuracies: list[float]) -> tuple[float, float]:
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     mean, spread = mean_and_spread(row["test_accuracy"])
-    locks = [row["sees_labels"], *row["locks"].values(), row["direct_error"]]
+    sees = (row["estimate_sees_labels"], row["fit_sees_labels"])
+    locks = [*sees, *row["locks"].values(), row["direct_error"]]
     return (
         row["name"],
         row["form"],

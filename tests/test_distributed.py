@@ -131,7 +131,7 @@ def test_killed_processes_go_on_together(tmp_path):
 
 def test_a_process_that_fails_ends_the_others(tmp_path):
     """The first finds the workdir taken, while the second already waits for it in a step."""
-    (tmp_path / "metrics.jsonl").write_text("", encoding="utf-8")
+    (tmp_path / "metrics.jsonl").write_text("mine", encoding="utf-8")
     (code, said), (other_code, _) = as_two_processes(f"--workdir={tmp_path}")
     assert code == 2
     assert "already holds a run" in said.splitlines()[-1]

@@ -66,7 +66,7 @@ def test_locks_are_those_of_the_data_flow(name):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_an_estimator_sees_labels_only_where_it_says_so(name):
+def test_an_estimator_sees_what_it_says_and_no_more(name):
     estimator = METHODS[name]
     rng = np.random.default_rng(0)
     h = rng.normal(size=(8, 4)).astype(np.float32)
@@ -77,19 +77,40 @@ def test_an_estimator_sees_labels_only_where_it_says_so(name):
         Reads.INCOMING: h[::-1],
     }[estimator.reads]
 
-    def everything(y):
-        est_params = estimator.init(KEY, h, y)
-        est_params = jax.tree.map(lambda w: w + 0.5 if w.dtype == np.float32 else w, est_params)
+    est_params = jax.tree.map(
+        lambda w: w + rng.normal(size=w.shape).astype(np.float32) if w.dtype == np.float32 else w,
+        estimator.init(KEY, h, y if estimator.sees_y else None),
+    )
+
+    def everything(h=h, y=y, signal=signal, target=h):
+        """The estimate, and the fit where there is one."""
         train = estimator.training_gradient
-        fit = train(est_params, h, y, h) if train else None
+        fit = [train(est_params, h, y, target)] if train else []
         return estimator.estimate(est_params, h, y, signal), fit
 
-    def same(a, b):
-        return all(np.array_equal(p, q) for p, q in zip(*map(jax.tree.leaves, (a, b)), strict=True))
+    first = everything()
 
-    assert same(everything(y), everything((y + 1) % helpers.CLASSES)) != estimator.sees_y
+    def differ(*changed):
+        pairs = zip(first, changed, strict=True)
+        return tuple(
+            not all(np.array_equal(p, q) for p, q in zip(*map(jax.tree.leaves, pair), strict=True))
+            for pair in pairs
+        )
+
+    seen = {
+        "h": differ(*everything(h=1.5 * h)),
+        "y": differ(*everything(y=(y + 1) % helpers.CLASSES)),
+        "target": differ(*everything(target=-h)),
+    }
+    if signal is not None:
+        seen[estimator.reads.value] = differ(*everything(signal=2 * signal))
+    # Of some estimators h says no more than where their numbers go.
+    told = [tuple(name in part for part in (estimator.estimate_sees, estimator.fit_sees)) for name in seen]
+    assert list(seen.values())[1:] == told[1:]
+    assert all(said or not truly for said, truly in zip(told[0], seen["h"], strict=True))
+    assert estimator.sees_y == any(seen["y"])
     if not estimator.sees_y:
-        assert same(everything(y), everything(None))
+        assert differ(*everything(y=None)) == (False, False)
 
 
 @pytest.mark.parametrize("name", [name for name, e in METHODS.items() if e.training_gradient])

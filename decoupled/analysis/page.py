@@ -1,5 +1,6 @@
 """One page of figures for a finished run."""
 
+import os
 from pathlib import Path
 
 import jax
@@ -8,13 +9,13 @@ import jax.numpy as jnp
 from decoupled.analysis.figures import all_figures
 from decoupled.builder import build
 from decoupled.errors import TrainingError, UsageError
-from decoupled.saved_config import read_config
+from decoupled.saved_config import config_of_run
 from decoupled.training import load_trained
 from decoupled.training.html import page, svg
 from decoupled.training.workdir import write_whole
 
 
-def analyse(workdir: Path, examples: int) -> Path:
+def analyse(workdir: str | os.PathLike[str], examples: int) -> Path:
     """Draws the figures of a run; returns the page.
 
     Args:
@@ -25,10 +26,8 @@ def analyse(workdir: Path, examples: int) -> Path:
       DataError: the trained network, or the data it was trained on, is missing or damaged.
       TrainingError: the page cannot be written.
     """
-    try:
-        config = read_config(workdir / "config.json")
-    except UsageError as error:
-        raise UsageError(f"{workdir} holds no run of train.py: {error}") from error
+    workdir = Path(workdir)
+    config = config_of_run(workdir)
     # However it was trained, one device is enough to look at it.
     with config.ignore_type():
         config.parallel = {"mode": "none", "stages": 1, "devices": 0}

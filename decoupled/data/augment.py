@@ -18,10 +18,13 @@ class Preprocess(NamedTuple):
     Attributes:
       train: (key, images) -> inputs, augmented.
       evaluate: images -> inputs.
+      mean, deviation: of each channel of the training images, (channels,), float64.
     """
 
     train: Callable[[Key, Array], Array]
     evaluate: Callable[[Array], Array]
+    mean: np.ndarray
+    deviation: np.ndarray
 
 
 def preprocess(train_images: np.ndarray, crop_padding: int = 0, flip: bool = False) -> Preprocess:
@@ -37,14 +40,8 @@ def preprocess(train_images: np.ndarray, crop_padding: int = 0, flip: bool = Fal
     """
     if crop_padding > min(train_images.shape[1:3]):
         raise UsageError(f"crop_padding is {crop_padding}: shifted so far, nothing of an image is left")
-    mean, deviation = (
-        jnp.asarray(statistic, jnp.float32)[None, None, None, :]
-        for statistic in _channel_statistics(train_images)
-    )
-
-    def evaluate(images: Array) -> Array:
-        chex.assert_rank(images, 4)
-        return (images.astype(jnp.float32) - mean) / jnp.maximum(deviation, 1e-6)
+    mean, deviation = _channel_statistics(train_images)
+    evaluate = standardise(mean, deviation)
 
     def train(key: Key, images: Array) -> Array:
         crop_key, flip_key = jax.random.split(key)
@@ -54,7 +51,20 @@ def preprocess(train_images: np.ndarray, crop_padding: int = 0, flip: bool = Fal
             images = random_flip(flip_key, images)
         return evaluate(images)
 
-    return Preprocess(train, evaluate)
+    return Preprocess(train, evaluate, mean, deviation)
+
+
+def standardise(mean: np.ndarray, deviation: np.ndarray) -> Callable[[Array], Array]:
+    """A function images -> inputs, (batch, height, width, channels); the statistics are one a channel."""
+    mean_row, deviation_row = (
+        jnp.asarray(statistic, jnp.float32)[None, None, None, :] for statistic in (mean, deviation)
+    )
+
+    def evaluate(images: Array) -> Array:
+        chex.assert_rank(images, 4)
+        return (images.astype(jnp.float32) - mean_row) / jnp.maximum(deviation_row, 1e-6)
+
+    return evaluate
 
 
 def random_crop(key: Key, images: Array, padding: int) -> Array:

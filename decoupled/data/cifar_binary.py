@@ -4,6 +4,7 @@ A record is one label byte (CIFAR-100: a coarse and a fine one; the last counts)
 the red, green and blue planes, row by row. (Described at www.cs.toronto.edu/~kriz/cifar.html.)
 """
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -37,7 +38,7 @@ class Layout(NamedTuple):
     num_classes: int
 
 
-def read_cifar(source: Path, layout: Layout) -> tuple[Split, Split]:
+def read_cifar(source: str | os.PathLike[str], layout: Layout) -> tuple[Split, Split]:
     """The train and test Splits of a folder or of a tar.gz archive.
 
     An archive is read in place and once. It may unpack to the records and a MiB more; beside the two Splits
@@ -50,6 +51,7 @@ def read_cifar(source: Path, layout: Layout) -> tuple[Split, Split]:
     Raises:
       DataError: a file is missing, damaged or of another size, or a label is out of range.
     """
+    source = Path(source)
     record = layout.label_bytes + _PIXELS
     sizes = {name: count * record for name, count in {**layout.train, **layout.test}.items()}
     contents = _read_folder(source, sizes) if _is_folder(source) else _read_archive(source, sizes)

@@ -1,5 +1,6 @@
 """What a loader returns: labelled images, checked, and split."""
 
+import hashlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -30,12 +31,22 @@ class Dataset(NamedTuple):
       name: as it appears in every output.
       num_classes: labels run from 0 to num_classes - 1.
       train, test: as published.
+      source: where it is from: a file or folder, or what made it.
     """
 
     name: str
     num_classes: int
     train: Split
     test: Split
+    source: str = "memory"
+
+    def fingerprint(self) -> str:
+        """sha256 of all images and labels and their shapes, hexadecimal."""
+        digest = hashlib.sha256()
+        for array in (*self.train, *self.test):
+            digest.update(f"{array.dtype}{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
 
 
 def checked_split(images: np.ndarray, labels: np.ndarray, num_classes: int, where: str) -> Split:

@@ -15,4 +15,4 @@ def digits() -> Dataset:
     bunch: Any = load_digits()
     images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
     train, test = hold_out(Split(images, bunch.target.astype(np.int32)), _TEST_EXAMPLES)
-    return Dataset("digits", 10, train, test)
+    return Dataset("digits", 10, train, test, "scikit-learn's wheel")

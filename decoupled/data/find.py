@@ -1,6 +1,7 @@
 """Finds the files of a published data set on disk, or downloads them, checked, into a cache folder."""
 
 import hashlib
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ import pooch
 import requests
 from tqdm import tqdm
 
+from decoupled.data.files import opened
 from decoupled.errors import DataError
 from decoupled.telling import tell
 
@@ -37,15 +39,19 @@ class Source(NamedTuple):
 
 
 def find_or_download(
-    source: Source, candidates: Sequence[Sequence[str]], data_dir: str = "", download: bool = True
+    source: Source,
+    candidates: Sequence[Sequence[str]],
+    data_dir: str | os.PathLike[str] = "",
+    download: bool = True,
 ) -> list[Path]:
     """The path of one candidate from each list, all in the same folder.
 
     Args:
       source: where the files come from.
       candidates: for each file needed, the names it may have, the published one first.
-      data_dir: looked into first, then its subfolder `source.name`; empty to skip.
-      download: whether to fetch what is found nowhere.
+      data_dir: the files must lie in it, or in its subfolder `source.name`; empty to look for them where
+        systems put them, then in the cache.
+      download: whether to fetch what is found nowhere, and no `data_dir` is given for.
 
     Raises:
       DataError: nothing is there and nothing could be fetched; says where it was looked for.
@@ -55,23 +61,29 @@ def find_or_download(
     try:
         if data_dir:
             given = Path(data_dir).expanduser()
-            folders = [given, given / source.name, *folders]
+            folders = [given, given / source.name]
+        missing = []
         for folder in folders:
             paths = [_first_existing(folder, names) for names in candidates]
             found = [path for path in paths if path is not None]
             if len(found) == len(candidates):
                 return found
+            absent = [names[0] for names, path in zip(candidates, paths, strict=True) if path is None]
+            missing.append(f"no {', '.join(absent)} in {folder}")
     except (OSError, RuntimeError) as error:
         raise DataError(f"cannot look for {source.name} in {data_dir or 'its folders'}: {error}") from error
-    published = [names[0] for names in candidates]
+    if data_dir:
+        raise DataError(
+            f"{source.name} is missing: {'; '.join(missing)}: name a folder that holds it, or leave"
+            f" config.data_dir out to find it elsewhere. {source.hint}"
+        )
     problem = "downloading is switched off (config.download)"
     if download:
         try:
-            return [_download(source, name, cache) for name in published]
+            return [_download(source, names[0], cache) for names in candidates]
         except (OSError, ValueError) as error:
             problem = f"{source.url} gave no good copy ({_reason(error)})"
-    looked = ", ".join(str(folder) for folder in folders)
-    raise DataError(f"{source.name} is missing: no {published[0]} in {looked}; {problem}. {source.hint}")
+    raise DataError(f"{source.name} is missing: {'; '.join(missing)}; {problem}. {source.hint}")
 
 
 def _reason(error: OSError | ValueError) -> str:
@@ -90,7 +102,7 @@ def _first_existing(folder: Path, names: Sequence[str]) -> Path | None:
 def _download(source: Source, name: str, cache: Path) -> Path:
     """Fetches one file; it appears in the cache only once its sha256 is right."""
     path = cache / name
-    if path.exists() and _sha256(path) == source.sha256[name]:
+    if path.exists() and sha256_of(path) == source.sha256[name]:
         return path
     tell(f"downloading {source.url + name}")
     pooch.get_logger().setLevel("WARNING")
@@ -117,6 +129,12 @@ def _fetch(url: str, output_file: str, _: object) -> None:
                         raise ValueError(f"it is longer than {_MOST_BYTES} bytes")
 
 
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def sha256_of(path: Path) -> str:
+    """Of a file's bytes, hexadecimal.
+
+    Raises:
+      DataError: it is no regular file, or cannot be read.
+    """
+    with opened(path) as file:
+        content: Any = file
+        return hashlib.file_digest(content, "sha256").hexdigest()

@@ -5,6 +5,7 @@ big-endian 32-bit integer, then the values. (Described at yann.lecun.com/exdb/mn
 """
 
 import math
+import os
 import struct
 from pathlib import Path
 
@@ -19,7 +20,7 @@ _UNSIGNED_BYTE = 8
 _MOST_BYTES = 1 << 26
 
 
-def read_idx(path: Path, rank: int, most_bytes: int = _MOST_BYTES) -> np.ndarray:
+def read_idx(path: str | os.PathLike[str], rank: int, most_bytes: int = _MOST_BYTES) -> np.ndarray:
     """Reads unsigned bytes of `rank` dimensions.
 
     No more is read, or unpacked, than the header promises and a byte; memory is taken for what is there.
@@ -32,6 +33,7 @@ def read_idx(path: Path, rank: int, most_bytes: int = _MOST_BYTES) -> np.ndarray
     Raises:
       DataError: the file is not such an IDX file, is cut short or goes on too long.
     """
+    path = Path(path)
     with opened(path) as file:
         zipped = file.read(2) == GZIP_MAGIC
         file.seek(0)

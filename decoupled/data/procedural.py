@@ -11,7 +11,8 @@ _WAVELENGTHS = (4.0, 8.0)
 def procedural(train_examples: int = 4000, test_examples: int = 1000, seed: int = 0) -> Dataset:
     """Noisy gratings; the class is one of 5 orientations x 2 wavelengths, whatever phase and colours."""
     rng = np.random.default_rng(seed)
-    return Dataset("procedural", 10, _gratings(rng, train_examples), _gratings(rng, test_examples))
+    train, test = (_gratings(rng, examples) for examples in (train_examples, test_examples))
+    return Dataset("procedural", 10, train, test, f"a generator with seed {seed}")
 
 
 def _gratings(rng: np.random.Generator, examples: int) -> Split:

@@ -1,8 +1,10 @@
 """MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100: where each is published and how it is read."""
 
+import os
+
 from decoupled.data.cifar_binary import Layout, read_cifar
 from decoupled.data.dataset import Dataset
-from decoupled.data.find import Source, find_or_download
+from decoupled.data.find import Source, find_or_download, sha256_of
 from decoupled.data.idx import read_idx_split
 from decoupled.errors import DataError
 
@@ -68,36 +70,57 @@ CIFAR10_LAYOUT = Layout(
 CIFAR100_LAYOUT = Layout({"train.bin": 50_000}, {"test.bin": 10_000}, label_bytes=2, num_classes=100)
 
 
-def idx_dataset(source: Source, data_dir: str = "", download: bool = True) -> Dataset:
-    """MNIST or Fashion-MNIST, from IDX files, gzipped or not."""
+def idx_dataset(source: Source, data_dir: str | os.PathLike[str] = "", download: bool = True) -> Dataset:
+    """MNIST or Fashion-MNIST, from IDX files, gzipped or not.
+
+    There may be fewer examples than were published, but of the same size and of all ten classes.
+
+    Raises:
+      DataError: the files are missing or damaged, or hold something else.
+    """
     candidates = [(f"{name}.gz", name) for name in _IDX_FILES]
-    train_images, train_labels, test_images, test_labels = find_or_download(
-        source, candidates, data_dir, download
-    )
-    train = read_idx_split(train_images, train_labels, num_classes=10)
-    test = read_idx_split(test_images, test_labels, num_classes=10)
-    if train.images.shape[1:] != test.images.shape[1:]:
+    paths = find_or_download(source, candidates, data_dir, download)
+    for other in (MNIST, FASHION_MNIST):  # whose files are called alike
+        if other.name != source.name and sha256_of(paths[1]) in other.sha256.values():
+            raise DataError(f"{paths[1].parent} holds {other.name}, not {source.name}")
+    train, test = (read_idx_split(*pair, num_classes=10) for pair in (paths[:2], paths[2:]))
+    for path, split in ((paths[0], train), (paths[2], test)):
+        if split.images.shape[1:] != (28, 28, 1):
+            height, width, _ = split.images.shape[1:]
+            raise DataError(
+                f"{path}: its images are {height}x{width}, but those of {source.name} are 28x28"
+            )
+    absent = sorted(set(range(10)) - set(train.labels.tolist()))
+    if absent:
         raise DataError(
-            f"{test_images}: its images are {test.images.shape[1:3]}, but those of"
-            f" {train_images} are {train.images.shape[1:3]}"
+            f"{paths[1]}: no example of class {', '.join(map(str, absent))}, but {source.name} has the"
+            " classes 0 to 9"
         )
-    return Dataset(source.name, 10, train, test)
+    return Dataset(source.name, 10, train, test, str(paths[0].parent))
 
 
-def cifar10(data_dir: str = "", download: bool = True, layout: Layout = CIFAR10_LAYOUT) -> Dataset:
+def cifar10(
+    data_dir: str | os.PathLike[str] = "", download: bool = True, layout: Layout = CIFAR10_LAYOUT
+) -> Dataset:
     """CIFAR-10, from its binary archive or the folder it unpacks to."""
     names = ("cifar-10-binary.tar.gz", "cifar-10-batches-bin")
     return _cifar(CIFAR10, names, data_dir, download, layout)
 
 
-def cifar100(data_dir: str = "", download: bool = True, layout: Layout = CIFAR100_LAYOUT) -> Dataset:
+def cifar100(
+    data_dir: str | os.PathLike[str] = "", download: bool = True, layout: Layout = CIFAR100_LAYOUT
+) -> Dataset:
     """CIFAR-100 with its 100 fine labels, from its binary archive or the folder it unpacks to."""
     names = ("cifar-100-binary.tar.gz", "cifar-100-binary")
     return _cifar(CIFAR100, names, data_dir, download, layout)
 
 
 def _cifar(
-    source: Source, names: tuple[str, str], data_dir: str, download: bool, layout: Layout
+    source: Source,
+    names: tuple[str, str],
+    data_dir: str | os.PathLike[str],
+    download: bool,
+    layout: Layout,
 ) -> Dataset:
     (path,) = find_or_download(source, [names], data_dir, download)
-    return Dataset(source.name, layout.num_classes, *read_cifar(path, layout))
+    return Dataset(source.name, layout.num_classes, *read_cifar(path, layout), str(path))

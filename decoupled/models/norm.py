@@ -1,8 +1,12 @@
 """Normalisation inside a layer, chosen by name."""
 
+import math
+
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from decoupled.errors import UsageError
 from decoupled.types import Array
 
 NORMS = ("none", "batch", "layer")
@@ -14,8 +18,17 @@ def normalise(norm: str, h: Array, train: bool, dtype: jnp.dtype, axis_name: str
     Args:
       axis_name: of a mapped axis over which the batch is split; in training, batch
         statistics are then those of the whole batch. To initialise and to evaluate, no axis is needed.
+
+    Raises:
+      UsageError: in training, batch normalisation has one number a feature, which it would make zero.
     """
     if norm == "batch":
+        devices = jax.lax.axis_size(axis_name) if train and axis_name else 1
+        if train and devices * math.prod(h.shape[:-1]) == 1:
+            raise UsageError(
+                "batch normalisation of one example leaves nothing of it: choose a larger batch"
+                " (config.batch_size), or another normalisation (config.model.norm=layer)"
+            )
         return nn.BatchNorm(use_running_average=not train, momentum=0.9, dtype=dtype, axis_name=axis_name)(
             h
         )

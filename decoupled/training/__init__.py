@@ -12,7 +12,7 @@ with extra("train"):
         save_module,
     )
     from decoupled.training.trained import load_trained
-    from decoupled.training.workdir import NoWorkdir, Workdir, read_metrics
+    from decoupled.training.workdir import NoWorkdir, Workdir, new_workdir, read_metrics
 
 __all__ = [
     "Job",
@@ -22,6 +22,7 @@ __all__ = [
     "load_estimator",
     "load_module",
     "load_trained",
+    "new_workdir",
     "read_metrics",
     "save_estimator",
     "save_module",

@@ -68,9 +68,7 @@ class Checkpoints:
             ) from error
 
     def latest(self, say: Callable[[str], None]) -> Saved | None:
-        """The last one that is whole, or None where there is none at all.
-
-        Damaged ones are set aside, in the folder `damaged` beside this one.
+        """The last one that is whole, or None where there is none at all; says which are damaged.
 
         Raises:
           DataError: there are some, all of them damaged.
@@ -83,8 +81,7 @@ class Checkpoints:
                 damaged.append(f"checkpoint of step {step} is damaged ({first_line(error)})")
                 continue
             for line in damaged:
-                say(f"{line}: set aside, going back to that of step {step}")
-            self._set_aside(later_than=step)
+                say(f"{line}: going back to that of step {step}")
             return saved
         if damaged:
             raise DataError(
@@ -93,9 +90,20 @@ class Checkpoints:
             )
         return None
 
-    def remove(self) -> None:
-        """All of them."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+    def set_aside(self, later_than: int, say: Callable[[str], None]) -> None:
+        """Moves those of later steps, which are damaged, into the folder `damaged` beside this one."""
+        aside = self._folder.with_name("damaged")
+        for step in self._steps():
+            if step > later_than:
+                aside.mkdir(exist_ok=True)
+                shutil.rmtree(aside / str(step), ignore_errors=True)
+                (self._folder / str(step)).rename(aside / str(step))
+                say(f"the checkpoint of step {step} is now in {aside}")
+
+    def keep_last(self) -> None:
+        """Removes all but the last."""
+        for step in sorted(self._steps())[:-1]:
+            shutil.rmtree(self._folder / str(step), ignore_errors=True)
 
     def _read(self, step: int) -> Saved:
         arguments = ocp.args.Composite(leaves=ocp.args.PyTreeRestore(), record=ocp.args.JsonRestore())
@@ -112,14 +120,6 @@ class Checkpoints:
         if not self._folder.is_dir():
             return []
         return [int(path.name) for path in self._folder.iterdir() if path.name.isdigit()]
-
-    def _set_aside(self, later_than: int) -> None:
-        aside = self._folder.with_name("damaged")
-        for step in self._steps():
-            if step > later_than:
-                aside.mkdir(exist_ok=True)
-                shutil.rmtree(aside / str(step), ignore_errors=True)
-                (self._folder / str(step)).rename(aside / str(step))
 
     @contextmanager
     def _manager(self) -> Iterator[ocp.CheckpointManager]:

@@ -21,7 +21,7 @@ from decoupled.training.monitor import Monitor
 from decoupled.training.overview import describe_modules, overview
 from decoupled.training.progress import Progress, SilentProgress
 from decoupled.training.report import render_report
-from decoupled.training.resume import resume
+from decoupled.training.resume import check_data, resume
 from decoupled.training.step import Totals, alignment_step, evaluator, no_totals
 from decoupled.training.workdir import NoWorkdir, Workdir
 from decoupled.types import Array, Key
@@ -33,6 +33,7 @@ class Job(NamedTuple):
 
     Attributes:
       dataset: its `train` without the examples held out.
+      fingerprint: of the data before any were held out; a run goes on with no others.
       validation: held-out training examples; may be empty.
       preprocess: bytes to inputs.
       learner: the modules and how they are trained, on whole batches.
@@ -41,12 +42,13 @@ class Job(NamedTuple):
       seed: of parameters, order of examples and all other randomness.
       epochs, batch_size: lengths; the examples left over at an epoch's end are dropped.
       log_every, alignment_every: steps between reports.
-      checkpoint_every: steps between checkpoints; 0 for none but where the run is asked to stop.
+      checkpoint_every: steps between checkpoints; 0 for none but where the run ends or is asked to stop.
       skip_not_finite: whether the learner's optimizers skip updates that are not finite.
       show_test: report the test accuracy after each epoch too. It never steers anything.
     """
 
     dataset: Dataset
+    fingerprint: str
     validation: Split
     preprocess: Preprocess
     learner: Learner
@@ -72,8 +74,9 @@ def train_and_evaluate(job: Job, workdir: Workdir | NoWorkdir) -> dict[str, Any]
       What it stored in the workdir's summary.json.
 
     Raises:
-      UsageError: the batch is larger than the training set.
-      DataError: there are checkpoints, but none of them can be read, or they are another network's.
+      UsageError: the batch is larger than the training set, or the run that is there cannot go on so.
+      DataError: there are checkpoints, but none of them can be read, or they are another network's, or of a
+        run on other data.
       TrainingError: a number is no longer finite, or results cannot be written.
       Interrupted: it was asked to stop.
     """
@@ -90,6 +93,7 @@ def _train_and_evaluate(job: Job, workdir: Workdir | NoWorkdir, requests: StopRe
     started = time.monotonic()
     train, learner, execution = job.dataset.train, job.learner, job.execution
     steps_per_epoch = batches_per_epoch(train, job.batch_size)
+    last = steps_per_epoch * job.epochs
     init_key, step_key = jax.random.split(jax.random.key(job.seed))
     first = (train.images[: job.batch_size], train.labels[: job.batch_size])
 
@@ -121,21 +125,34 @@ def _train_and_evaluate(job: Job, workdir: Workdir | NoWorkdir, requests: StopRe
             epoch = done // steps_per_epoch
             if len(job.validation):
                 result = evaluate(execution.whole_state(state), job.validation)
-                monitor.evaluation("validation", done, epoch, result)
-            if job.show_test and epoch < job.epochs:
-                result = evaluate(execution.whole_state(state), job.dataset.test)
-                monitor.evaluation("test", done, epoch, result)
+                if monitor.evaluation("validation", done, epoch, result):
+                    workdir.save_best(execution.whole_state(state), done)
+
+    def show_test(done: int, state: Any) -> None:
+        """Not a part of any checkpoint: a run that goes on from the end of an epoch begins with this."""
+        if job.show_test and 0 < done < last and done % steps_per_epoch == 0:
+            result = evaluate(execution.whole_state(state), job.dataset.test)
+            monitor.evaluation("test", done, done // steps_per_epoch, result)
 
     show = Progress if jax.process_index() == 0 else SilentProgress
-    with show(steps_per_epoch * job.epochs) as progress:
-        progress.say(f"{job.dataset.name}: {len(train)} training examples\n{overview(modules)}")
+    with show(last) as progress:
+        progress.say(
+            f"{job.dataset.name}: {len(train)} training examples, from {job.dataset.source}\n"
+            f"{overview(modules)}"
+        )
         monitor = Monitor(workdir, progress, [m["name"] for m in modules[:-1]], job.skip_not_finite)
         saved = workdir.resume(progress.say)
-        state, totals, done = resume(execution, saved, step, state, place_totals(), *placed, step_key)
+        check_data(job.fingerprint, job.dataset.source, saved)
+        state, totals, done = resume(
+            execution, saved, workdir.changes, last, step, state, place_totals(), *placed, step_key
+        )
+        # From here on the run goes on for certain.
+        workdir.go_on(progress.say, _needed_to_predict(job))
         clock = Clock(Times(*saved.notes["times"]) if saved else Times(reported_at=done))
         if saved:
             monitor.go_on(saved.notes["monitor"])
         requests.begin()
+        show_test(done, state)
         for batch in batches_from(done, train, job.batch_size, job.seed, job.epochs, rows):
             batch = execution.place_batch(batch)
             state, totals = step(state, totals, *batch, step_key)
@@ -143,7 +160,7 @@ def _train_and_evaluate(job: Job, workdir: Workdir | NoWorkdir, requests: StopRe
             epoch_ends = done % steps_per_epoch == 0
             reported = epoch_ends or done % job.log_every == 0
             stop = agreed(requests.noted) if reported or jax.process_count() == 1 else 0
-            keep = stop or (job.checkpoint_every and done % job.checkpoint_every == 0)
+            keep = stop or done == last or (job.checkpoint_every and done % job.checkpoint_every == 0)
             measured = bool(learner.estimators) and (done % job.alignment_every == 0 or done == 1)
             if reported or keep:
                 monitor.check(done, read_watches(learner.chain, *execution.of_each_link(state)))
@@ -159,8 +176,10 @@ def _train_and_evaluate(job: Job, workdir: Workdir | NoWorkdir, requests: StopRe
             with clock.paused():
                 look(done, state, batch, measured, epoch_ends)
                 if keep:
-                    notes = {"times": clock.times(), "monitor": monitor.notes()}
+                    notes = {"times": clock.times(), "monitor": monitor.notes(), "data": job.fingerprint}
                     workdir.checkpoint(done, execution.snapshot(state, totals), notes)
+                if not stop:
+                    show_test(done, state)
             if stop:
                 raise Interrupted(
                     f"stopped by {signal.Signals(stop).name} after step {done}:"
@@ -174,6 +193,7 @@ def _train_and_evaluate(job: Job, workdir: Workdir | NoWorkdir, requests: StopRe
 
     summary = {
         "dataset": job.dataset.name,
+        "data": {"source": job.dataset.source, "fingerprint": job.fingerprint},
         **job.description,
         "seed": job.seed,
         "epochs": job.epochs,
@@ -193,6 +213,19 @@ def _train_and_evaluate(job: Job, workdir: Workdir | NoWorkdir, requests: StopRe
     }
     workdir.finish(summary, render_report)
     return summary
+
+
+def _needed_to_predict(job: Job) -> dict[str, Any]:
+    """What of the data a trained network needs, once they are not at hand."""
+    return {
+        "dataset": job.dataset.name,
+        "source": job.dataset.source,
+        "fingerprint": job.fingerprint,
+        "num_classes": job.dataset.num_classes,
+        "image_shape": list(job.dataset.train.images.shape[1:]),
+        "mean": job.preprocess.mean.tolist(),
+        "deviation": job.preprocess.deviation.tolist(),
+    }
 
 
 def _versions() -> dict[str, str]:

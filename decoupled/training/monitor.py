@@ -96,14 +96,20 @@ class Monitor:
         self._workdir.log("alignment", step, {"cosine": values})
         self._latest["cosine"] = values
 
-    def evaluation(self, kind: str, step: int, epoch: int, result: dict[str, float]) -> None:
-        """Reports accuracy and loss on the "validation" or "test" split."""
+    def evaluation(self, kind: str, step: int, epoch: int, result: dict[str, float]) -> bool:
+        """Reports accuracy and loss on the "validation" or "test" split.
+
+        Returns:
+          Whether the network has never been so good on held-out examples.
+        """
         self._check_finite(step, result["loss"], [None] * len(self._boundaries))
         self._workdir.log(kind, step, {"epoch": epoch, **result})
         scores = f"accuracy {result['accuracy']:.4f}  loss {result['loss']:.4f}"
         self._progress.say(f"epoch {epoch}  {kind} {scores}")
-        if kind == "validation" and (self._best is None or result["accuracy"] > self._best["accuracy"]):
-            self._best = {"accuracy": result["accuracy"], "step": step}
+        if kind != "validation" or (self._best and result["accuracy"] <= self._best["accuracy"]):
+            return False
+        self._best = {"accuracy": result["accuracy"], "step": step}
+        return True
 
     def boundaries(self) -> None:
         """Shows the latest numbers of the boundaries: all, first to last, or of many their range."""

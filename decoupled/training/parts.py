@@ -20,7 +20,7 @@ from decoupled.training.checkpoints import from_host, to_host
 from decoupled.types import Module, PyTree
 
 
-def save_module(path: str | Path, learner: Learner, state: LearnerState, name: str) -> None:
+def save_module(path: str | os.PathLike[str], learner: Learner, state: LearnerState, name: str) -> None:
     """Writes a module's parameters and mutable state, without its optimizer's, to a NumPy .npz file.
 
     Args:
@@ -34,7 +34,9 @@ def save_module(path: str | Path, learner: Learner, state: LearnerState, name: s
     _save(path, (module.params, module.state))
 
 
-def load_module(path: str | Path, learner: Learner, state: LearnerState, name: str) -> LearnerState:
+def load_module(
+    path: str | os.PathLike[str], learner: Learner, state: LearnerState, name: str
+) -> LearnerState:
     """A state whose module `name` is the one in a file, with an optimizer state that starts anew.
 
     Args:
@@ -50,12 +52,14 @@ def load_module(path: str | Path, learner: Learner, state: LearnerState, name: s
     return state._replace(modules=_set(learner, state.modules, name, new))
 
 
-def save_estimator(path: str | Path, learner: Learner, state: LearnerState, name: str) -> None:
+def save_estimator(path: str | os.PathLike[str], learner: Learner, state: LearnerState, name: str) -> None:
     """As `save_module`, of the estimator above the module `name`."""
     _save(path, _get(learner, state.estimators, name).params)
 
 
-def load_estimator(path: str | Path, learner: Learner, state: LearnerState, name: str) -> LearnerState:
+def load_estimator(
+    path: str | os.PathLike[str], learner: Learner, state: LearnerState, name: str
+) -> LearnerState:
     """As `load_module`, of the estimator above the module `name`."""
     params = _load(path, _get(learner, state.estimators, name).params)
     k, _ = _place(learner, name, len(state.estimators))
@@ -145,8 +149,8 @@ def _set(learner: Learner, states: Sequence[Any], name: str, new: Any) -> tuple[
     return (*states[:k], new, *states[k + 1 :])
 
 
-def _save(path: str | Path, tree: PyTree) -> None:
-    path = Path(path)
+def _save(where: str | os.PathLike[str], tree: PyTree) -> None:
+    path = Path(where).expanduser()
     leaves: dict[str, Any] = dict(zip(_names(tree), to_host(tree), strict=True))
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -157,7 +161,8 @@ def _save(path: str | Path, tree: PyTree) -> None:
         raise TrainingError(f"cannot write {path}: {error.strerror}") from error
 
 
-def _load(path: str | Path, like: PyTree) -> PyTree:
+def _load(where: str | os.PathLike[str], like: PyTree) -> PyTree:
+    path = Path(where).expanduser()
     try:
         with open(path, "rb") as file:
             found = np.load(file, allow_pickle=False)

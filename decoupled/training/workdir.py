@@ -1,22 +1,24 @@
-"""A run's folder: config, metrics, TensorBoard events, checkpoints, trained network, summary, report."""
+"""A run's folder: config, metrics, TensorBoard events, checkpoints, trained networks, summary, report."""
 
 import contextlib
-import fcntl
+import itertools
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, Self, TypeAlias
+from typing import Any, Self, TypeAlias
 
 from tensorboardX import SummaryWriter
 
 from decoupled.errors import TrainingError, UsageError
 from decoupled.state import LearnerState
 from decoupled.training.checkpoints import Checkpoints, Saved
-from decoupled.training.trained import save_trained
+from decoupled.training.lock import locked
+from decoupled.training.trained import keep_best, save_best, save_trained
 from decoupled.types import PyTree
 
-_CONFIG, _METRICS, _SUMMARY = "config.json", "metrics.jsonl", "summary.json"
+_CONFIG, _METRICS, _SUMMARY, _DATA = "config.json", "metrics.jsonl", "summary.json", "data.json"
 _LOGGED = "metrics_bytes"
 # They say where data are found, not what is in them.
 _HARMLESS = ("data_dir", "download")
@@ -33,56 +35,90 @@ class Workdir:
 
     Attributes:
       path: of the folder.
+      changes: how the config differs from that of the run that is there, field by field.
       last_checkpoint: number of its step; None where there is none.
     """
 
-    def __init__(self, path: Path, config: dict[str, Any], accept_changes: bool = False):
-        """Claims `path` and stores the run's config.
+    def __init__(self, path: str | os.PathLike[str], config: dict[str, Any], accept_changes: bool = False):
+        """Claims `path`. What is there of a run stays as it is until `go_on`.
 
         Args:
-          path: a new folder, or that of a run that did not finish.
-          accept_changes: go on with an unfinished run even if its config was another.
+          path: a new folder, that of a run that did not finish, or of a finished one of fewer epochs.
+          accept_changes: go on with a run even if its config was another.
 
         Raises:
           UsageError: the folder cannot be written, holds a finished run, one with another config, or is in
             use.
         """
         try:
-            self.path = path.expanduser().absolute()
+            self.path = Path(path).expanduser().absolute()
             self.path.mkdir(parents=True, exist_ok=True)
             with contextlib.ExitStack() as opened:
-                opened.enter_context(_locked(self.path))
-                _check_unfinished(self.path, config, accept_changes)
-                write_whole(self.path / _CONFIG, json.dumps(config, indent=2) + "\n")
+                opened.enter_context(locked(self.path))
+                self.changes = _check_can_go_on(self.path, config, accept_changes)
                 self._metrics = opened.enter_context(open(self.path / _METRICS, "ab"))
                 self._close_files = opened.pop_all().close
+            self._config = config
             self._events: SummaryWriter | None = None
             self._checkpoints = Checkpoints(self.path / "checkpoints")
+            self._logged = 0
             self.last_checkpoint: int | None = None
+        except BlockingIOError as error:
+            raise UsageError(f"another run is at work in {self.path}: choose another --workdir") from error
         except FileExistsError as error:
             raise UsageError(f"{path} is a file: choose another --workdir") from error
         except (OSError, RuntimeError) as error:
             raise UsageError(f"cannot write to {path} ({error}): choose another --workdir") from error
 
     def resume(self, say: Callable[[str], None]) -> Saved | None:
-        """Finds what an unfinished run left, and forgets what it logged after that. To be called once.
+        """Finds what an earlier run left, and changes nothing. To be called once, before `go_on`.
 
         Returns:
           The last good checkpoint; None for a run that begins, or made none.
 
         Raises:
+          UsageError: a finished run has no checkpoint.
           DataError: there are checkpoints, none of them good.
         """
-        begun = self._metrics.tell() > 0
         saved = self._checkpoints.latest(say)
+        if saved is None and (self.path / _SUMMARY).exists():
+            raise UsageError(
+                f"{self.path} holds a finished run, but no checkpoint of its end to train it further from:"
+                " choose another --workdir"
+            )
         self.last_checkpoint = saved.step if saved else None
-        if begun:
-            say(f"going on from step {saved.step}" if saved else "no checkpoint yet: beginning anew")
-        self._metrics.truncate(saved.notes.pop(_LOGGED) if saved else 0)
-        self._metrics.seek(0, os.SEEK_END)
-        after = saved.step + 1 if saved else 0
-        self._events = SummaryWriter(str(self.path), flush_secs=30, purge_step=after if begun else None)
+        self._logged = saved.notes.pop(_LOGGED) if saved else 0
         return saved
+
+    def go_on(self, say: Callable[[str], None], data: dict[str, Any] | None = None) -> None:
+        """Makes the folder that of this run: with its config, and without what came after the checkpoint.
+
+        The summary of a finished run, which is now trained further, is kept under another name.
+
+        Args:
+          data: facts about the data that are needed to use the network; plain JSON.
+
+        Raises:
+          TrainingError: the folder cannot be written.
+        """
+        begun, step = self._metrics.tell() > 0, self.last_checkpoint
+        if begun:
+            say("no checkpoint yet: beginning anew" if step is None else f"going on from step {step}")
+        try:
+            self._checkpoints.set_aside(-1 if step is None else step, say)
+            keep_best(self.path, least=0, most=step or 0)
+            if (summary := self.path / _SUMMARY).exists():
+                steps = json.loads(summary.read_text(encoding="utf-8"))["steps"]
+                summary.replace(self.path / f"summary_at_step_{steps}.json")
+            write_whole(self.path / _CONFIG, json.dumps(self._config, indent=2) + "\n")
+            if data is not None:
+                write_whole(self.path / _DATA, json.dumps(data, indent=2) + "\n")
+            self._metrics.truncate(self._logged)
+            self._metrics.seek(0, os.SEEK_END)
+        except OSError as error:
+            raise self._cannot_write(error) from error
+        after = 0 if step is None else step + 1
+        self._events = SummaryWriter(str(self.path), flush_secs=30, purge_step=after if begun else None)
 
     def checkpoint(self, step: int, tree: PyTree, notes: dict[str, Any]) -> None:
         """Stores all that is needed to go on after `step`; `resume` finds it.
@@ -95,6 +131,8 @@ class Workdir:
         self._metrics.flush()
         os.fsync(self._metrics.fileno())
         self._checkpoints.save(step, tree, {**notes, _LOGGED: self._metrics.tell()})
+        # The checkpoint before this one may yet be gone back to, and the best state of its time with it.
+        keep_best(self.path, least=self.last_checkpoint or 0)
         self.last_checkpoint = step
 
     def log(self, kind: str, step: int, values: dict[str, Any]) -> None:
@@ -122,10 +160,14 @@ class Workdir:
         """Stores the trained network; `load_trained` reads it."""
         save_trained(self.path, state)
 
+    def save_best(self, state: LearnerState, step: int) -> None:
+        """Stores the best network so far, which is that of `step`; `load_trained` reads it too."""
+        save_best(self.path, state, step)
+
     def finish(self, summary: dict[str, Any], render: Render) -> None:
         """Stores the summary and the report; a folder with a summary.json holds a finished run.
 
-        Its checkpoints, which nothing will go on from, are removed.
+        Of its checkpoints the last is kept, to train it further from.
         """
         self.close()
         try:
@@ -133,7 +175,8 @@ class Workdir:
             write_whole(self.path / _SUMMARY, json.dumps(summary, indent=2) + "\n")
         except OSError as error:
             raise self._cannot_write(error) from error
-        self._checkpoints.remove()
+        self._checkpoints.keep_last()
+        keep_best(self.path, least=math.inf)
 
     def __enter__(self) -> Self:
         return self
@@ -155,9 +198,13 @@ class NoWorkdir:
     """Reads and writes nothing: for all processes but the first, which does so for all."""
 
     path = "the workdir of process 0"
+    changes = ()
     last_checkpoint = None
 
     def resume(self, say: Callable[[str], None]) -> None:
+        """Nothing."""
+
+    def go_on(self, say: Callable[[str], None], data: dict[str, Any] | None = None) -> None:
         """Nothing."""
 
     def checkpoint(self, step: int, tree: PyTree, notes: dict[str, Any]) -> None:
@@ -169,6 +216,9 @@ class NoWorkdir:
     def save(self, state: LearnerState) -> None:
         """Nothing."""
 
+    def save_best(self, state: LearnerState, step: int) -> None:
+        """Nothing."""
+
     def finish(self, summary: dict[str, Any], render: Render) -> None:
         """Nothing."""
 
@@ -177,6 +227,27 @@ class NoWorkdir:
 
     def __exit__(self, *error: object) -> None:
         pass
+
+
+def new_workdir(parent: str | os.PathLike[str], name: str) -> Path:
+    """Makes a folder that no one else has, called `name`, or `name-2`, `name-3`, ... where that is taken.
+
+    Raises:
+      UsageError: it cannot be made.
+    """
+    parent = Path(parent)
+    for number in itertools.count(1):
+        path = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            path.mkdir()  # Which of many processes makes it, the file system decides.
+            return path
+        except FileExistsError as error:
+            if not parent.is_dir():
+                raise UsageError(f"{parent} is a file: choose a --workdir") from error
+        except OSError as error:
+            raise UsageError(f"cannot write to {parent} ({error}): choose a --workdir") from error
+    raise AssertionError("there is always a larger number")
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -205,33 +276,52 @@ def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return fields
 
 
-def _locked(path: Path) -> IO[bytes]:
-    """An open file whose lock the system gives up when this process ends, in whatever way."""
-    file = open(path / "lock", "ab")  # noqa: SIM115
+def _check_can_go_on(path: Path, config: dict[str, Any], accept_changes: bool) -> list[str]:
+    """How the config differs from that of the run that is there, if there is one that can go on so.
+
+    Raises:
+      UsageError: it cannot.
+    """
+    finished, metrics = (path / _SUMMARY).exists(), path / _METRICS
+    begun = (metrics.exists() and metrics.stat().st_size > 0) or (path / "checkpoints").exists()
+    if not begun and not finished:
+        return []
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.close()
-        raise UsageError(f"another run is at work in {path}: choose another --workdir") from error
-    return file
-
-
-def _check_unfinished(path: Path, config: dict[str, Any], accept_changes: bool) -> None:
-    if (path / _SUMMARY).exists():
-        raise UsageError(f"{path} already holds a finished run: choose another --workdir")
-    if not (path / _CONFIG).exists():
-        if (path / _METRICS).exists():
-            raise UsageError(f"{path} already holds a run, but not its config: choose another --workdir")
-        return
-    changes = changed_fields(json.loads((path / _CONFIG).read_text(encoding="utf-8")), config)
-    if changes and not accept_changes:
+        old = json.loads((path / _CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise UsageError(
-            f"{path} holds an unfinished run with another config ({'; '.join(changes)}): choose another"
-            " --workdir, or go on with --accept_config_changes"
+            f"{path} already holds a run, but not its config: choose another --workdir"
+        ) from error
+    more_epochs = config.get("epochs", 0) > old.get("epochs", 0)
+    if finished and not more_epochs:
+        raise UsageError(
+            f"{path} already holds a finished run: choose another --workdir, or train it further with"
+            f" --config.epochs above {old.get('epochs')}"
         )
+    changes = changed_fields(old, config)
+    refused, why = changes, ""
+    if more_epochs and _drawn_out_over_epochs(config):
+        why = "; a schedule is drawn out over all epochs"
+    elif more_epochs:
+        refused = [change for change in changes if not change.startswith("config.epochs ")]
+    if refused and not accept_changes:
+        raise UsageError(
+            f"{path} holds {'a finished' if finished else 'an unfinished'} run with another config"
+            f" ({'; '.join(refused)}{why}): choose another --workdir, or go on with --accept_config_changes"
+        )
+    return changes
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
+def _drawn_out_over_epochs(config: dict[str, Any]) -> bool:
+    """Whether the number of epochs tells on every step, by its learning rate, and not on the end alone."""
+    return any(
+        value != "constant"
+        for field, value in flat(config).items()
+        if field.rpartition(".")[2] == "schedule"
+    )
+
+
+def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl, in order."""
-    with open(path / _METRICS, encoding="utf-8") as lines:
+    with open(Path(path) / _METRICS, encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]

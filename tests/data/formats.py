@@ -18,12 +18,13 @@ def random_split(seed, examples, shape, classes=10):
     return images, rng.integers(classes, size=examples, dtype=np.uint8)
 
 
-def write_idx_files(folder, gzipped, examples=(12, 5)):
-    """The four files of MNIST; returns what they hold."""
+def write_idx_files(folder, gzipped, examples=(12, 5), size=28, classes=10):
+    """The four files of MNIST, every class among the first examples; returns what they hold."""
     folder.mkdir(parents=True, exist_ok=True)
     contents = {}
     for seed, (prefix, count) in enumerate(zip(("train", "t10k"), examples, strict=True)):
-        images, labels = random_split(seed, count, (28, 28))
+        images, labels = random_split(seed, count, (size, size), classes)
+        labels[:classes] = np.arange(classes)[:count]
         contents[prefix] = (images, labels)
         for name, array in (("images-idx3", images), ("labels-idx1", labels)):
             content, path = idx_bytes(array), folder / f"{prefix}-{name}-ubyte"

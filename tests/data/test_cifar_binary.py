@@ -41,6 +41,8 @@ def test_cifar10(tmp_path, archived):
     np.testing.assert_array_equal(dataset.train.images, np.concatenate([splits[n][0] for n in BATCHES]))
     np.testing.assert_array_equal(dataset.train.labels, np.concatenate([splits[n][1] for n in BATCHES]))
     np.testing.assert_array_equal(dataset.test.images, splits["test_batch.bin"][0])
+    name = "cifar-10-binary.tar.gz" if archived else "cifar-10-batches-bin"
+    assert dataset.source == str(tmp_path / name)
 
 
 def test_cifar100_takes_the_fine_label(tmp_path):
@@ -93,7 +95,7 @@ def test_files_of_another_length_than_published(tmp_path):
         with pytest.raises(DataError, match=message):
             read_cifar(tmp_path, PART)
     (tmp_path / "part.bin").write_bytes(cifar_bytes(images[:2], labels[:2]))
-    train, test = read_cifar(tmp_path, PART)
+    train, test = read_cifar(str(tmp_path), PART)
     assert (len(train), len(test)) == (2, 1)
 
 

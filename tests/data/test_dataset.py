@@ -102,3 +102,18 @@ def test_augmentation_in_training_only():
     np.testing.assert_array_equal(
         plain.train(jax.random.key(0), jnp.asarray(images)), plain.evaluate(jnp.asarray(images))
     )
+
+
+def test_a_fingerprint_is_of_every_byte():
+    dataset = data.Dataset("small", 10, small(), small(3))
+    told = {dataset.fingerprint()}
+    images, labels = (part.copy() for part in dataset.test)
+    images[-1, -1, -1, -1] ^= 1
+    labels[-1] ^= 1
+    for test in (data.Split(images, dataset.test.labels), data.Split(dataset.test.images, labels)):
+        told.add(dataset._replace(test=test).fingerprint())
+    told.add(dataset._replace(train=small(9)).fingerprint())
+    flat = dataset.train.images.reshape(10, 4, 1, 1)
+    told.add(dataset._replace(train=data.Split(flat, dataset.train.labels)).fingerprint())
+    assert len(told) == 5
+    assert dataset._replace(name="other", source="elsewhere").fingerprint() == dataset.fingerprint()

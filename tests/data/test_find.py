@@ -63,6 +63,27 @@ def find(from_source, **options):
     return find_or_download(from_source, [("file.gz", "file")], **options)
 
 
+def test_a_folder_that_is_named_is_used_or_refused(network, tmp_path, cache):
+    (tmp_path / "system").mkdir()
+    for name in ("file", "labels"):
+        (tmp_path / "system" / name).write_bytes(CONTENT)
+    here = source(folders=(str(tmp_path / "system"),))
+    names = [("file.gz", "file"), ("labels.gz", "labels")]
+    assert find_or_download(here, names) == [tmp_path / "system/file", tmp_path / "system/labels"]
+    given = tmp_path / "data"
+    (given / "things").mkdir(parents=True)
+    (given / "things" / "labels").write_bytes(CONTENT)
+    message = (
+        f"things is missing: no file.gz, labels.gz in {given}; no file.gz in {given / 'things'}: name a"
+        " folder that holds it, or leave config.data_dir out to find it elsewhere. Try something else."
+    )
+    for folder in (str(given), given):
+        with pytest.raises(DataError) as caught:
+            find_or_download(here, names, data_dir=folder)
+        assert str(caught.value) == message
+    assert not network.asked
+
+
 def test_the_data_folder_comes_before_the_systems(tmp_path, cache):
     for name in ("data/things", "system"):
         (tmp_path / name).mkdir(parents=True)
@@ -123,9 +144,9 @@ def test_bad_answers(network, cache, monkeypatch, answer, message):
 def test_unreachable_and_switched_off(network, cache, tmp_path):
     network.answers.clear()
     with pytest.raises(DataError) as caught:
-        find(source(folders=("/nowhere",)), data_dir=str(tmp_path))
+        find(source(folders=("/nowhere",)))
     message = str(caught.value)
-    for part in ("things is missing", "file.gz", "/nowhere", str(tmp_path), str(cache), "Try something"):
+    for part in ("things is missing", "file.gz", "/nowhere", str(cache), "Try something"):
         assert part in message
     assert "\n" not in message
     with pytest.raises(DataError, match=r"switched off \(config.download\)"):

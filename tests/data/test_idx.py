@@ -2,6 +2,7 @@
 
 import contextlib
 import gzip
+import hashlib
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from decoupled import DataError
-from decoupled.data import MNIST, idx_dataset
+from decoupled.data import FASHION_MNIST, MNIST, idx_dataset, published
 from decoupled.data.idx import read_idx
 from tests.data.formats import idx_bytes, write_idx_files
 
@@ -18,8 +19,9 @@ from tests.data.formats import idx_bytes, write_idx_files
 @pytest.mark.parametrize("subfolder", ["", "mnist"])
 def test_mnist_from_a_data_folder(tmp_path, gzipped, subfolder):
     contents = write_idx_files(tmp_path / subfolder, gzipped)
-    dataset = idx_dataset(MNIST, str(tmp_path), download=False)
+    dataset = idx_dataset(MNIST, tmp_path if gzipped else str(tmp_path), download=False)
     assert (dataset.name, dataset.num_classes) == ("mnist", 10)
+    assert dataset.source == str(tmp_path / subfolder)
     for split, prefix in ((dataset.train, "train"), (dataset.test, "t10k")):
         np.testing.assert_array_equal(split.images[..., 0], contents[prefix][0])
         np.testing.assert_array_equal(split.labels, contents[prefix][1])
@@ -82,7 +84,9 @@ def test_missing_file(tmp_path):
 def test_images_of_another_size_to_test_on(tmp_path):
     write_idx_files(tmp_path, gzipped=False)
     (tmp_path / "t10k-images-idx3-ubyte").write_bytes(idx_bytes(np.zeros((5, 20, 20), np.uint8)))
-    with pytest.raises(DataError, match=r"its images are \(20, 20\), but those of .* are \(28, 28\)"):
+    with pytest.raises(
+        DataError, match=r"t10k-images.*: its images are 20x20, but those of mnist are 28x28"
+    ):
         idx_dataset(MNIST, str(tmp_path), download=False)
 
 
@@ -91,3 +95,27 @@ def test_images_without_pixels(tmp_path):
     (tmp_path / "train-images-idx3-ubyte").write_bytes(idx_bytes(np.zeros((12, 0, 0), np.uint8)))
     with pytest.raises(DataError, match="none with a pixel"):
         idx_dataset(MNIST, str(tmp_path), download=False)
+
+
+@pytest.mark.parametrize(
+    ("size", "classes", "message"),
+    [
+        (12, 3, "train-images-idx3-ubyte: its images are 12x12, but those of mnist are 28x28"),
+        (28, 3, "train-labels-idx1-ubyte: no example of class 3, 4, 5, 6, 7, 8, 9, but mnist has the"),
+    ],
+)
+def test_what_is_no_mnist(tmp_path, size, classes, message):
+    write_idx_files(tmp_path, gzipped=False, size=size, classes=classes)
+    with pytest.raises(DataError, match=message):
+        idx_dataset(MNIST, tmp_path)
+
+
+def test_a_set_whose_files_are_called_as_those_of_another(tmp_path, monkeypatch):
+    """MNIST's are known by the sha256 that were published."""
+    write_idx_files(tmp_path, gzipped=True)
+    name = "train-labels-idx1-ubyte.gz"
+    digest = hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
+    monkeypatch.setattr(published, "MNIST", MNIST._replace(sha256={name: digest}))
+    with pytest.raises(DataError, match=f"{tmp_path} holds mnist, not fashion_mnist"):
+        idx_dataset(FASHION_MNIST, tmp_path)
+    assert idx_dataset(published.MNIST, tmp_path).name == "mnist"

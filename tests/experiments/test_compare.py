@@ -75,14 +75,14 @@ def test_every_method_has_a_row_and_a_form():
     assert methods().keys() - rows.keys() == {"convolutional"}
     assert next(iter(rows)) == "backprop"
     config = compare.sized(compare_config.get_config())
-    for name in ("probe", "linear", "linear_unconditional", "sign_symmetric"):
+    for name in ("probe", "mean_teacher", "linear", "linear_unconditional", "sign_symmetric"):
         told = compare.declared(compare.job_of(config, rows[name]))
         assert told["form"]
         assert told["trained"] == (name != "sign_symmetric")
-        assert told["sees_labels"] == (name in ("probe", "linear"))
-        assert told["target"] == {"probe": "own loss", "sign_symmetric": None}.get(
-            name, "gradient from above"
-        )
+        assert told["estimate_sees_labels"] == (name in ("probe", "linear"))
+        assert told["fit_sees_labels"] == (name in ("probe", "mean_teacher", "linear"))
+        own_loss = {"probe": "own loss", "mean_teacher": "own loss", "sign_symmetric": None}
+        assert told["target"] == own_loss.get(name, "gradient from above")
 
 
 def test_step_times_are_relative_to_backprop():

@@ -40,9 +40,9 @@ def network(depth=3, seed=0, stacked=False, cut=None):
 @pytest.mark.parametrize("stacked", [False, True])
 def test_a_module_moves_into_another_network(stacked, tmp_path):
     learner, state = network(stacked=stacked)
-    save_module(tmp_path / "module.npz", learner, state, "hidden_2")
+    save_module(str(tmp_path / "module.npz"), learner, state, "hidden_2")
     other, theirs = network(depth=4, seed=1, stacked=stacked)
-    new = other.unstack(load_module(tmp_path / "module.npz", other, theirs, "hidden_1"))
+    new = other.unstack(load_module(str(tmp_path / "module.npz"), other, theirs, "hidden_1"))
     source, before = learner.unstack(state), other.unstack(theirs)
     chex.assert_trees_all_equal(new.modules[1][:2], source.modules[2][:2])
     fresh = other.rules.optimizer.init(source.modules[2].params)
@@ -55,9 +55,9 @@ def test_a_module_moves_into_another_network(stacked, tmp_path):
 @pytest.mark.parametrize("stacked", [False, True])
 def test_an_estimator_moves_into_another_network(stacked, tmp_path):
     learner, state = network(stacked=stacked)
-    save_estimator(tmp_path / "sg.npz", learner, state, "hidden_1")
+    save_estimator(str(tmp_path / "sg.npz"), learner, state, "hidden_1")
     other, theirs = network(depth=4, seed=1, stacked=stacked)
-    new = other.unstack(load_estimator(tmp_path / "sg.npz", other, theirs, "hidden_2"))
+    new = other.unstack(load_estimator(str(tmp_path / "sg.npz"), other, theirs, "hidden_2"))
     chex.assert_trees_all_equal(new.estimators[2].params, learner.unstack(state).estimators[1].params)
     before = other.unstack(theirs)
     chex.assert_trees_all_equal(new.modules, before.modules)

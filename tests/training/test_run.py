@@ -134,6 +134,37 @@ def test_a_network_without_hidden_layers_has_no_boundaries():
     assert (job.learner.estimators, job.description["method"]) == ((), "backprop")
 
 
+def test_batches_that_leave_something_to_normalise():
+    """Two examples on two devices are one batch; a map has many pixels."""
+    build(config(**{"batch_size": 1, "model.norm": "layer"}))
+    build(config(**{"batch_size": 1, "model.mlp.depth": 0}))
+    build(config(**{"batch_size": 1, "model.name": "cnn", "model.cnn.features": (4,)}))
+    settings = {"model.mlp.width": 8, "model.mlp.depth": 1, "parallel.mode": "pmap", "batch_size": 2}
+    job = build(config(**{"estimator.name": "noise", **settings}))
+    batch = job.execution.place_batch(tuple(part[:2] for part in job.dataset.train))
+    x = job.preprocess.evaluate(job.dataset.train.images[:2])
+    state = job.execution.place_state(jax.jit(job.learner.init)(jax.random.key(0), x, batch[1]))
+    key, totals = job.execution.place_state((jax.random.key(1), no_totals(job.learner)))
+    job.execution.compile_step(state, totals, *batch, key)
+
+
+@pytest.mark.parametrize(
+    ("changes", "estimate", "fit"),
+    [
+        ({"estimator.name": "backprop"}, "h, incoming", "nothing"),
+        ({"estimator.name": "direct_feedback_alignment"}, "h, error", "nothing"),
+        ({"estimator.name": "mean_teacher", "estimator.conditioned": False}, "h", "h, y"),
+        ({"estimator.name": "probe"}, "h, y", "h, y"),
+        ({"estimator.name": "linear"}, "h, y", "h, y, target"),
+        ({"estimator.name": "linear", "estimator.conditioned": False}, "h", "h, target"),
+        ({"estimator.name": "bp_lambda", "estimator.conditioned": False}, "h, incoming", "h, target"),
+    ],
+)
+def test_what_an_estimate_and_a_fit_see_is_told(changes, estimate, fit):
+    told = build(config(**changes)).description
+    assert (told["estimate_sees"], told["fit_sees"]) == (estimate, fit)
+
+
 def test_options_reach_the_learner():
     job = build(config(update_probability=0.0))
     images, labels = (part[:64] for part in job.dataset.train)
@@ -184,6 +215,23 @@ def test_augmentation_and_coins_change_from_step_to_step():
         ({"model.norm": "group"}, "config.model.norm is 'group': choose one of batch, layer, none"),
         ({"boundaries": "3"}, "cannot cut after layer 3"),
         ({"boundaries": "first"}, "config.boundaries is 'first': say all, none, or layer indices"),
+        (
+            {"batch_size": 1},
+            "normalisation of one example leaves nothing of it: choose a larger batch .*norm=layer",
+        ),
+        (
+            {"estimator.name": "local_loss", "estimator.conditioned": False},
+            "config.estimator.conditioned is False, but every estimate of local_loss is made of the labels",
+        ),
+        (
+            {
+                "estimator.name": "bp_lambda",
+                "estimator.bp_lambda.estimator": "probe",
+                "estimator.conditioned": False,
+            },
+            "config.estimator.conditioned is False, but every estimate of probe is made of the labels",
+        ),
+        ({"data_dir": "/data"}, "config.data_dir is '/data', but digits is in no folder: leave it out"),
         ({"batch_size": 2000}, "batch_size is 2000, but there are only 1237"),
         ({"epochs": 0}, "config.epochs is 0: choose a whole number from 1 to 2147483647"),
         ({"update_probability": 1.5}, "config.update_probability is 1.5"),

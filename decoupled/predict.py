@@ -1,0 +1,64 @@
+"""Predictions of a trained run, from its workdir alone.
+
+predict = load_predictor("runs/digits/20260101-120000")
+classes = predict(images).argmax(-1)
+"""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from decoupled.builder import make_learner_of
+from decoupled.data.augment import standardise
+from decoupled.errors import DataError, UsageError
+from decoupled.saved_config import config_of_run
+from decoupled.training import load_trained
+from decoupled.types import Array
+
+
+def load_predictor(
+    workdir: str | os.PathLike[str], which: str = "trained"
+) -> Callable[[np.ndarray | Array], Array]:
+    """The network of a run, with the normalisation of what comes in that it was trained with.
+
+    Args:
+      workdir: folder that `train.py` has written. The data set is not needed.
+      which: "trained", as it was when the run ended; or "best", where its accuracy on held-out examples
+        was highest (`best_validation` in summary.json), of a run that has not ended too.
+
+    Returns:
+      A function from images as the data set has them, (examples, height, width, channels) in uint8, to
+      logits, (examples, classes) in float32. It raises UsageError for images of another kind.
+
+    Raises:
+      UsageError: the folder holds no run.
+      DataError: it holds no such network, or a damaged one.
+    """
+    workdir = Path(workdir).expanduser()
+    config = config_of_run(workdir)
+    try:
+        data = json.loads((workdir / "data.json").read_bytes())
+        shape, num_classes = tuple(data["image_shape"]), data["num_classes"]
+        inputs = standardise(np.array(data["mean"]), np.array(data["deviation"]))
+    except (KeyError, OSError, TypeError, ValueError) as error:
+        raise DataError(f"{workdir / 'data.json'} is missing or damaged ({error}): train anew") from error
+    learner = make_learner_of(config, num_classes, all_steps=1)
+    x = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    like = jax.eval_shape(learner.init, jax.random.key(0), x, jax.ShapeDtypeStruct((1,), jnp.int32))
+    state = load_trained(workdir, like, which)
+    network = jax.jit(lambda state, images: learner.predict(state, inputs(images)).astype(jnp.float32))
+
+    def predict(images: np.ndarray | Array) -> Array:
+        if images.shape[1:] != shape or images.dtype != np.uint8:
+            raise UsageError(
+                f"images are {images.dtype} of shape {images.shape}, but this network takes uint8 of shape"
+                f" (examples, {', '.join(map(str, shape))})"
+            )
+        return network(state, images)
+
+    return predict
