@@ -93,7 +93,9 @@ def test_averages_are_those_of_the_chain_form(name, way):
 
     # And both are NumPy's.
     if name == "mean_teacher":
-        expected = jax.tree.map(lambda a, t: 0.9 * a + 0.1 * t, est_params["average"], est_params["teacher"])
+        expected = jax.tree.map(
+            lambda a, t: 0.9 * a + 0.1 * t, est_params["average"], est_params["teacher"]
+        )
         chex.assert_trees_all_close(actual["average"], expected, atol=1e-6)
     else:
         x = np.hstack([h, np.ones((EXAMPLES, 1)), np.eye(helpers.CLASSES)[np.asarray(y)]])
