@@ -5,7 +5,17 @@ See `decoupled.types` for the notation and the two seams, `Module` and `Estimato
 
 from decoupled import estimators, losses, models
 from decoupled.backward_rules import feedback_alignment, sign_symmetric, with_backward_rule
-from decoupled.boundaries import Boundary, NNXBoundary, boundary, split_optimizer
+from decoupled.boundaries import (
+    Boundary,
+    BoundaryReport,
+    NNXBoundary,
+    Tap,
+    boundary,
+    new_tap,
+    read_taps,
+    split_optimizer,
+    tie,
+)
 from decoupled.dispatch import dispatched
 from decoupled.errors import DataError, Interrupted, TrainingError, UsageError
 from decoupled.learner import Learner, make_learner
@@ -27,6 +37,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Boundary",
     "BoundaryMetrics",
+    "BoundaryReport",
     "DataError",
     "Estimator",
     "EstimatorState",
@@ -41,6 +52,7 @@ __all__ = [
     "NNXBoundary",
     "Reads",
     "Stack",
+    "Tap",
     "TrainingError",
     "UsageError",
     "boundary",
@@ -56,8 +68,11 @@ __all__ = [
     "make_learner",
     "make_pipeline",
     "models",
+    "new_tap",
+    "read_taps",
     "sign_symmetric",
     "split_optimizer",
     "stack_equal",
+    "tie",
     "with_backward_rule",
 ]

@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from decoupled.argument_checks import check_module
 from decoupled.boundaries.linen import FEEDBACK
-from decoupled.checks import check_module
 from decoupled.errors import UsageError
 from decoupled.own_layers import within_own_layers
 from decoupled.types import Array, Module, ModuleVariables, PyTree

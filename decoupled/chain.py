@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from decoupled.checks import naming
+from decoupled.checks import check_activation, naming
 from decoupled.module_update import Rules
 from decoupled.modules import like_output, told_apart
 from decoupled.stack import Stack, check_block, modules_of, take
@@ -105,6 +105,7 @@ def init_chain_state(rules: Rules, chain: Chain, key: Key, x: Array, y: Array) -
             h = like_output(link, modules[-1], h)
         if k < len(chain.estimators):
             spec = chain.estimators[k]
+            check_activation(chain.where(k), h)
             with naming(chain.where(k)):
                 if isinstance(link, Stack):
                     start = jax.vmap(lambda i, spec=spec, h=h: start_estimator(spec, i, h))

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from decoupled.argument_checks import check_estimator, check_optimizer, listed
 from decoupled.chain import Chain, ChainState, evaluate_chain, init_chain_state, unstack
-from decoupled.checks import check_estimator, check_optimizer, checked_estimate, listed
+from decoupled.checks import checked_estimate
 from decoupled.errors import UsageError
 from decoupled.fused import pieces_of, update_chain
 from decoupled.losses import output_error

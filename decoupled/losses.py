@@ -1,6 +1,5 @@
 """Losses per example: (output, y) -> (batch,). Their mean over a batch is what training minimises."""
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -22,7 +21,12 @@ def softmax_cross_entropy(logits: Array, labels: Array) -> Array:
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
         raise UsageError(
             f"the log loss takes logits (batch, classes) and labels (batch,), not {logits.shape} and"
-            f" {labels.shape} (for a label a token, let a boundary count tokens as examples: batch_axes=2)"
+            f" {labels.shape} (for a label a token, count tokens as examples: batch_axes=2 at a boundary,"
+            " else reshape both to lead with batch * time; for soft labels give another loss)"
+        )
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise UsageError(
+            f"the log loss takes integer labels, not {labels.dtype}: give another loss, or cast"
         )
     return optax.softmax_cross_entropy_with_integer_labels(_at_least_float32(logits), labels)
 
@@ -37,9 +41,31 @@ def squared_error(output: Array, targets: Array) -> Array:
     Returns:
       (batch,), float32, or float64 if the output is.
     """
-    chex.assert_equal_shape([output, targets])
+    if output.shape != targets.shape:
+        raise UsageError(
+            f"the squared error takes an output and targets of one shape, not {output.shape} and"
+            f" {targets.shape}: reshape the targets"
+        )
     difference = _at_least_float32(output) - _at_least_float32(targets)
     return 0.5 * jnp.sum(jnp.square(difference), axis=tuple(range(1, output.ndim)))
+
+
+def checked_losses(losses: Array, shape: tuple[int, ...]) -> Array:
+    """The losses as they are, if there is one an example; a mean of them would have their gradients' scale.
+
+    Args:
+      losses: what a `Loss` returned.
+      shape: of the output that it was given, (batch, ...).
+
+    Raises:
+      UsageError: they have another shape than (batch,).
+    """
+    if losses.shape != shape[:1]:
+        raise UsageError(
+            f"the loss of an output {shape} has shape {losses.shape}, but must be one number an example,"
+            f" {shape[:1]}: neither their mean, nor one a token (for these reshape to (batch * time, ...))"
+        )
+    return losses
 
 
 def output_error(loss: Loss, output: Array, y: Array) -> tuple[Array, Array]:
@@ -52,9 +78,16 @@ def output_error(loss: Loss, output: Array, y: Array) -> tuple[Array, Array]:
 
     Returns:
       losses, (batch,), and error, shape of `output`.
+
+    Raises:
+      UsageError: the output is not one array, or the loss does not give one number an example.
     """
-    losses, pullback = jax.vjp(lambda out: loss(out, y), output)
-    chex.assert_shape(losses, (output.shape[0],))
+    if not hasattr(output, "shape"):
+        raise UsageError(
+            f"the output error is that of one array, but the output is a {type(output).__name__}: take one"
+            " of its arrays, or join them to one"
+        )
+    losses, pullback = jax.vjp(lambda out: checked_losses(loss(out, y), out.shape), output)
     # A signal, not a function of the parameters: nothing is to be differentiated through it.
     return losses, jax.lax.stop_gradient(pullback(jnp.ones_like(losses))[0])
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import nnx
 
-from decoupled.checks import check_module, listed
+from decoupled.argument_checks import check_module, listed
 from decoupled.errors import UsageError
 from decoupled.types import Array, Key, Module, ModuleVariables, PyTree
 

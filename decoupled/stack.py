@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from decoupled.checks import check_module, listed
+from decoupled.argument_checks import check_module, listed
 from decoupled.errors import UsageError
 from decoupled.modules import like_output
 from decoupled.types import Array, Module, PyTree

@@ -6,13 +6,17 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from decoupled.argument_checks import check_estimator
+from decoupled.boundaries.metrics import new_tap
 from decoupled.boundaries.primitive import boundary, per_example
-from decoupled.checks import naming
+from decoupled.checks import assuming_labels, check_activation, naming
 from decoupled.errors import UsageError
 from decoupled.types import Array, Estimator
 
 # Where Linen keeps the parameters of estimators that are not trained.
 FEEDBACK = "feedback"
+# Where it keeps the taps whose gradients are what boundaries measure.
+TAPS = "taps"
 
 
 class Boundary(nn.Module):
@@ -22,6 +26,9 @@ class Boundary(nn.Module):
     `jax.grad` gives all gradients; `split_optimizer` then treats them as the estimator's. Where nothing is
     trained (a fixed feedback matrix) they are in the collection "feedback", to be passed along unchanged
     (and to be listed, beside "params", in `variable_axes` of `nn.scan` or `nn.vmap`).
+
+    Nothing is measured unless the collection "taps" is passed along, which a call with `mutable=["taps"]`
+    makes: `read_taps` reads what is its gradient.
 
     Attributes:
       estimator: where the gradient of what lies below comes from.
@@ -46,15 +53,17 @@ class Boundary(nn.Module):
         `model.init` may leave y out: integer labels are then assumed.
 
         Raises:
-          UsageError: as `boundary` does; or the collection "feedback" was not passed.
+          UsageError: as `boundary` does; or parameters, or their collection, were not passed.
         """
         name = f"boundary {'/'.join(self.path) or self.name or 'Boundary'}"
+        check_estimator(name, self.estimator)
+        check_activation(name, h, self.batch_axes)
 
         def init(key):
             examples, labels = per_example((h, y), self.batch_axes)
             if y is None:
                 labels = jnp.zeros(examples.shape[:1], jnp.int32)
-            with naming(name):
+            with naming(name), assuming_labels(y is None and self.estimator.sees_y):
                 return self.estimator.init(key, examples, labels)
 
         trained = self.estimator.training_gradient is not None
@@ -62,17 +71,16 @@ class Boundary(nn.Module):
         if self.has_variable(collection, "est_params"):
             # Not by `param`, which would compare shapes with those for this y, or for none.
             est_params = self.get_variable(collection, "est_params")
-        elif trained:
-            est_params = self.param("est_params", init)
-        elif not jax.tree.leaves(jax.eval_shape(init, jax.random.key(0))):
+        elif not trained and not jax.tree.leaves(jax.eval_shape(init, jax.random.key(0))):
             est_params = {}  # an estimator without any
-        elif self.is_initializing():
-            est_params = self.variable(FEEDBACK, "est_params", lambda: init(self.make_rng("params"))).value
         else:
-            raise UsageError(
-                f"{name}: the fixed parameters of {self.estimator.name} are missing: pass the"
-                f" {FEEDBACK!r} collection that init made along with the parameters"
-            )
+            self._check_place_for(collection, name)
+            if trained:
+                est_params = self.param("est_params", init)
+            else:
+                est_params = self.variable(
+                    FEEDBACK, "est_params", lambda: init(self.make_rng("params"))
+                ).value
         return boundary(
             self.estimator,
             est_params,
@@ -82,5 +90,35 @@ class Boundary(nn.Module):
             use_estimate=use_estimate,
             num_examples=num_examples,
             batch_axes=self.batch_axes,
+            tap=self._tap(),
             name=name,
         )
+
+    def _check_place_for(self, collection: str, name: str) -> None:
+        """That parameters may be made here, and kept."""
+        what = (
+            f"{name}: the {'' if collection == 'params' else 'fixed '}parameters of {self.estimator.name}"
+        )
+        kept = self.is_mutable_collection(collection)
+        around = "of the nn.scan or nn.vmap around, if there is one"
+        if not self.is_initializing() and not (kept and collection == "params"):
+            raise UsageError(
+                f"{what} are missing: pass the {collection!r} collection that init made, and name it in"
+                f" variable_axes {around}"
+            )
+        if not kept:
+            raise UsageError(
+                f"{what} have no place: name their collection, as in variable_axes={{{collection!r}: 0}}"
+                f" {around}, and in init's `mutable` if that is given"
+            )
+        if not self.has_rng("params"):
+            raise UsageError(
+                f"{what} need the random stream 'params': say split_rngs={{'params': True}} {around}"
+            )
+
+    def _tap(self) -> Array | None:
+        # Where all is mutable, nobody has asked for taps.
+        asked = self.is_mutable_collection(TAPS) and not self.is_mutable_collection("any other than taps")
+        if self.has_variable(TAPS, "tap") or (asked and not self.is_initializing()):
+            return self.variable(TAPS, "tap", new_tap).value
+        return None

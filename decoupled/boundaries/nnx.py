@@ -7,13 +7,19 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from decoupled.argument_checks import check_estimator
+from decoupled.boundaries.metrics import new_tap
 from decoupled.boundaries.primitive import boundary, per_example
-from decoupled.checks import naming
+from decoupled.checks import assuming_labels, check_activation, naming
 from decoupled.types import Array, Estimator, PyTree
 
 
 class Feedback(nnx.Variable):
     """A parameter of an estimator that is not trained, such as a fixed feedback matrix."""
+
+
+class Tap(nnx.Variable):
+    """Zeros whose gradient is what a boundary measures, for `read_taps`."""
 
 
 class NNXBoundary(nnx.Module):
@@ -32,6 +38,7 @@ class NNXBoundary(nnx.Module):
         rngs: nnx.Rngs,
         y: Any = None,
         batch_axes: int = 1,
+        tap: bool = False,
         name: str = "",
     ):
         """Makes the estimator's parameters.
@@ -42,21 +49,27 @@ class NNXBoundary(nnx.Module):
           rngs: the stream "params" is used.
           y: an example batch of the context; integer labels where it is not given.
           batch_axes: leading axes of h that count examples, as in `boundary`.
+          tap: whether it can measure: it then has a variable of type `Tap`, to be differentiated with
+            respect to as `nnx.DiffState(0, (nnx.Param, Tap))` does.
           name: how errors call this boundary.
 
         Raises:
-          UsageError: the estimator is not for activations of this shape.
+          UsageError: the estimator is none, or not for activations of this shape.
         """
         shape = (features,) if isinstance(features, int) else tuple(features)
         labels = jnp.zeros((1,), jnp.int32) if y is None else per_example(y, batch_axes)
         examples = jax.tree.leaves(labels)[0].shape[0]
+        check_estimator(f"boundary {name}".strip(), estimator)
         self.name = f"boundary {name}" if name else f"boundary of {estimator.name} on {shape}"
-        with naming(self.name):
-            est_params = estimator.init(rngs.params(), jnp.zeros((examples, *shape)), labels)
+        h = jnp.zeros((examples, *shape))
+        check_activation(self.name, h)
+        with naming(self.name), assuming_labels(y is None and estimator.sees_y):
+            est_params = estimator.init(rngs.params(), h, labels)
         kind = nnx.Param if estimator.training_gradient is not None else Feedback
         self.est_params = nnx.data(jax.tree.map(kind, est_params))
         self.estimator = nnx.static(estimator)
         self.batch_axes = batch_axes
+        self.tap = Tap(new_tap()) if tap else None
 
     def __call__(
         self,
@@ -77,6 +90,7 @@ class NNXBoundary(nnx.Module):
             use_estimate=use_estimate,
             num_examples=num_examples,
             batch_axes=self.batch_axes,
+            tap=None if self.tap is None else self.tap[...],
             name=self.name,
         )
 

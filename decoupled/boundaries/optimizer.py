@@ -10,9 +10,9 @@ import optax
 from flax import nnx
 from flax.core import FrozenDict, unfreeze
 
+from decoupled.argument_checks import check_optimizer
 from decoupled.boundaries.linen import FEEDBACK
 from decoupled.boundaries.nnx import Feedback
-from decoupled.checks import check_optimizer
 from decoupled.errors import UsageError
 from decoupled.types import PyTree
 

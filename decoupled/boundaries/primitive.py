@@ -7,6 +7,7 @@ divided out again:
     incoming   = N * cotangent of h                       per example, as in the chain form
     cotangent of h below    = grad_h_hat / N
     cotangent of est_params = est_gradient * n / N        n of the N examples are here
+    cotangent of the tap    = sums over the n examples    see `metrics`
 
 With N the number of examples the loss is a mean over, gradients may be summed or averaged over devices
 exactly as those of all other parameters are.
@@ -18,7 +19,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from decoupled.checks import check_examples, checked_estimate
+from decoupled.argument_checks import check_estimator
+from decoupled.boundaries.metrics import measured
+from decoupled.checks import check_activation, check_examples, checked_estimate
 from decoupled.errors import UsageError
 from decoupled.types import Array, Estimator, PyTree
 
@@ -33,6 +36,7 @@ def boundary(
     use_estimate: bool | Array = True,
     num_examples: int | Array | None = None,
     batch_axes: int = 1,
+    tap: Array | None = None,
     name: str = "boundary",
 ) -> Array:
     """h itself; but under `jax.grad`, what is below gets the estimator's gradient in place of the true one.
@@ -40,6 +44,11 @@ def boundary(
     The gradient with respect to `est_params` is the estimator's own training gradient, for its optimizer.
     Nothing is asked of y and error while no gradient is taken, so evaluation can leave them out. To an
     estimator all examples are alike: those that the loss masks out are better left out of h.
+
+    Only where the backward pass comes by can anything be handed down, or fitted. JAX leaves out what the
+    loss does not depend on, such as the last of the steps that a Python loop unrolls if nobody uses its h;
+    but not in a loop of its own: what leaves `lax.scan` as its carry has at least a gradient of zero. `tie`
+    makes both alike.
 
     Args:
       estimator: whose estimate is handed down.
@@ -56,30 +65,34 @@ def boundary(
         before it is differentiated; divided by the scale of a loss that is scaled.
       batch_axes: 1 for (batch, ...); 2 for (batch, time, ...), where every token counts as an example
         and is given a gradient of its own; 0 under `jax.vmap` over examples.
+      tap: zeros from `new_tap`, whose gradient is what `read_taps` reads; nothing is measured without.
       name: how errors call this boundary.
 
     Returns:
       h.
 
     Raises:
-      UsageError: h holds no real numbers; or, where a gradient is taken, y or error is missing, or a
-        shape does not fit.
+      UsageError: the estimator is none; h holds no real numbers or has no axis of features; or, where a
+        gradient is taken, y or error is missing, or a shape does not fit.
     """
-    if not jnp.issubdtype(h.dtype, jnp.floating):
-        raise UsageError(f"{name}: h is {h.dtype}, which has no gradient: put the boundary after a layer")
+    check_estimator(name, estimator)
+    check_activation(name, h, batch_axes)
     count = math.prod(h.shape[:batch_axes])
+    _check_number(name, num_examples)
     total = jnp.asarray(count if num_examples is None else num_examples, jnp.float32)
 
     @jax.custom_vjp
-    def identity(est_params: PyTree, h: Array, y: Any, error: Any, use_estimate: Array, total: Array):
-        del est_params, y, error, use_estimate, total
+    def identity(
+        est_params: PyTree, tap: Any, h: Array, y: Any, error: Any, use_estimate: Array, total: Array
+    ):
+        del est_params, tap, y, error, use_estimate, total
         return h
 
     def forward(*arguments):
         return identity(*arguments), arguments
 
     def backward(arguments, cotangent: Array):
-        est_params, h, y, error, use_estimate, total = arguments
+        est_params, tap, h, y, error, use_estimate, total = arguments
         check_examples(name, h, y, error, batch_axes)
         scale = total.astype(jnp.promote_types(cotangent.dtype, jnp.float32))
         incoming = (cotangent * scale).astype(h.dtype)
@@ -88,15 +101,44 @@ def boundary(
         grad_h_hat = checked_estimate(name, estimator, est_params, rows, y, signal)
         estimated = (grad_h_hat.reshape(h.shape) / scale).astype(h.dtype)
         handed_down = jnp.where(use_estimate, estimated, cotangent)
-        est_gradient = None
+        est_gradient = fit_loss = None
         if estimator.training_gradient is not None:
-            _, means = estimator.training_gradient(est_params, rows, y, incoming)
+            fit_loss, means = estimator.training_gradient(est_params, rows, y, incoming)
             est_gradient = jax.tree.map(lambda g, p: (g * count / scale).astype(p.dtype), means, est_params)
-        return est_gradient, handed_down, None, None, None, None
+        seen = None if tap is None else measured(fit_loss, grad_h_hat, incoming).astype(tap.dtype)
+        return est_gradient, seen, handed_down, None, None, None, None
 
     identity.defvjp(forward, backward)
-    est_params = _vary_like(h, est_params)
-    return identity(est_params, h, y, error, jnp.asarray(use_estimate), total)
+    est_params, tap = _vary_like(h, (est_params, tap))
+    return identity(est_params, tap, h, y, error, jnp.asarray(use_estimate), total)
+
+
+def tie(loss: Array, activations: PyTree) -> Array:
+    """The loss itself; but its backward pass comes by these activations too, with a gradient of zero.
+
+    A boundary that nobody else uses, as at the end of a window of a recurrent network, then hands its
+    estimate down like all others, unrolled or in `lax.scan`:
+
+        return tie(loss, h), where h = boundary(estimator, est_params, h, y)
+
+    Args:
+      loss: a scalar.
+      activations: outputs of boundaries.
+    """
+
+    @jax.custom_vjp
+    def identity(loss: Array, activations: PyTree) -> Array:
+        del activations
+        return loss
+
+    def forward(loss: Array, activations: PyTree):
+        return loss, activations
+
+    def backward(activations: PyTree, cotangent: Array):
+        return cotangent, jax.tree.map(jnp.zeros_like, activations)
+
+    identity.defvjp(forward, backward)
+    return identity(loss, activations)
 
 
 def per_example(tree: PyTree, batch_axes: int) -> PyTree:
@@ -106,6 +148,12 @@ def per_example(tree: PyTree, batch_axes: int) -> PyTree:
         return leaf.reshape(math.prod(leaf.shape[:batch_axes]), *leaf.shape[batch_axes:])
 
     return jax.tree.map(flatten, tree)
+
+
+def _check_number(where: str, num_examples: Any) -> None:
+    known = isinstance(num_examples, int | float)
+    if num_examples is not None and (jnp.ndim(num_examples) != 0 or (known and not num_examples > 0)):
+        raise UsageError(f"{where}: num_examples is {num_examples}, but must be one number above zero")
 
 
 def _vary_like(h: Array, tree: PyTree) -> PyTree:

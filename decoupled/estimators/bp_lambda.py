@@ -1,6 +1,6 @@
 """BP(λ): part synthetic gradient, part the gradient from above."""
 
-from decoupled.checks import check_estimator
+from decoupled.argument_checks import check_estimator
 from decoupled.errors import UsageError
 from decoupled.types import Array, Estimator, PyTree, Reads
 

@@ -3,7 +3,7 @@
 import jax
 
 from decoupled.errors import UsageError
-from decoupled.estimators.synthetic_gradient import Context, flatten
+from decoupled.estimators.synthetic_gradient import Context, encoded, flatten
 from decoupled.types import Array, Estimator, Key, PyTree
 
 # An example's estimate is then about as long as its encoded label.
@@ -29,10 +29,10 @@ def direct_random_target_projection(context: Context) -> Estimator:
         raise UsageError("direct random target projection needs a context: it projects the label")
 
     def init(key: Key, h: Array, y: Array) -> PyTree:
-        return {"B": _FEEDBACK_INIT(key, (context(y).shape[1], flatten(h).shape[1]))}
+        return {"B": _FEEDBACK_INIT(key, (encoded(context, y, h).shape[1], flatten(h).shape[1]))}
 
     def estimate(est_params: PyTree, h: Array, y: Array, signal: Array | None = None) -> Array:
         del signal
-        return -(context(y) @ est_params["B"]).reshape(h.shape)
+        return -(encoded(context, y, h) @ est_params["B"]).reshape(h.shape)
 
     return Estimator("direct_random_target_projection", init, estimate, None, form="-y B")

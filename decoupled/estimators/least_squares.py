@@ -8,9 +8,10 @@ has, with a ridge, the minimiser
 Solved at every step this is recursive least squares (e.g. Ljung 1999, section 11.2), in a form that cannot
 diverge: whatever the network does, K_t is the exact fit to what was lately seen. It takes the optax seam
 as follows. `training_gradient` hands over `moments`, the batch means of x'x and x' target, which may be
-averaged over devices or summed, since a weight goes with them (`averages`); the optimizer moves the running averages, which live in est_params beside K, and
-solves. For K it hands over the gradient of the SG loss: the solver has no use for it, and a compiler then
-drops it, but any other optimizer would still fit K with it, though by descent.
+averaged over devices or summed, since a weight goes with them (`averages`); the optimizer moves the running
+averages, which live in est_params beside K, and solves. For K it hands over the gradient of the SG loss:
+the solver has no use for it, and a compiler then drops it, but any other optimizer would still fit K with
+it, though by descent.
 """
 
 import math

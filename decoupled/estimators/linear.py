@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from decoupled.estimators.synthetic_gradient import Context, by_gradient, flatten
+from decoupled.estimators.synthetic_gradient import Context, by_gradient, encoded, flatten
 from decoupled.types import Array, Estimator, Key, PyTree
 
 
@@ -24,14 +24,14 @@ def linear(context: Context = None) -> Estimator:
         features = flatten(h).shape[1]
         est_params = {"A": jnp.zeros((features, features)), "c": jnp.zeros((features,))}
         if context is not None:
-            est_params["B"] = jnp.zeros((context(y).shape[1], features))
+            est_params["B"] = jnp.zeros((encoded(context, y, h).shape[1], features))
         return est_params
 
     def estimate(est_params: PyTree, h: Array, y: Array, signal: Array | None = None) -> Array:
         del signal
         out = flatten(h) @ est_params["A"] + est_params["c"][None, :]
         if context is not None:
-            out += context(y) @ est_params["B"]
+            out += encoded(context, y, h) @ est_params["B"]
         return out.reshape(h.shape)
 
     form = "hA + c" if context is None else "hA + yB + c"

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import jax
 
 from decoupled.estimators.auxiliary_head import AuxiliaryHead
-from decoupled.losses import softmax_cross_entropy
+from decoupled.losses import checked_losses, softmax_cross_entropy
 from decoupled.types import Array, Estimator, Key, Loss, PyTree
 
 # (est_params, h, y) -> one loss per example, (batch,).
@@ -53,7 +53,8 @@ def local_loss(
         return head.first_params(key, h)
 
     def losses(est_params: PyTree, h: Array, y: Array) -> Array:
-        return loss(head.predict(est_params, h), y)
+        output = head.predict(est_params, h)
+        return checked_losses(loss(output, y), output.shape)
 
     return from_local_loss("local_loss", init, losses, "dl/dh, l of an auxiliary head")
 

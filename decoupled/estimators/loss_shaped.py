@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from decoupled.estimators.synthetic_gradient import Context, by_gradient, flatten
+from decoupled.estimators.synthetic_gradient import Context, by_gradient, encoded, flatten
 from decoupled.types import Array, Estimator, Key, PyTree
 
 
@@ -23,6 +23,8 @@ def loss_shaped(num_classes: int, context: Context = None) -> Estimator:
 
     def init(key: Key, h: Array, y: Array) -> PyTree:
         features = flatten(h).shape[1]
+        if context is not None:
+            encoded(context, y, h, num_classes)  # of another width, it would be broadcast
         # Both matrices lie (classes, features): their gradients are then fast matmuls.
         kernel_init = jax.nn.initializers.lecun_normal(in_axis=1, out_axis=0)
         est_params = {
@@ -40,7 +42,7 @@ def loss_shaped(num_classes: int, context: Context = None) -> Estimator:
         if context is None:
             out = prediction @ est_params["V"] + est_params["c"][None, :]
         else:
-            out = (prediction - context(y)) @ est_params["V"]
+            out = (prediction - encoded(context, y, h, num_classes)) @ est_params["V"]
         return out.reshape(h.shape)
 
     form = "softmax(hW' + b)V + c" if context is None else "(softmax(hW' + b) - y)V"

@@ -80,7 +80,7 @@ def mean_teacher(num_classes: int, hidden: Sequence[int] = (512,), decay: float 
 
     def averaging(descent: optax.GradientTransformation) -> optax.GradientTransformation:
         kinds = {"taught": "descended", "teacher": "descended", "average": "averaged", "weight": "still"}
-        txs = {"descended": descent, "averaged": optax.sgd(1 - decay), "still": optax.set_to_zero()}
+        txs: Any = {"descended": descent, "averaged": optax.sgd(1 - decay), "still": optax.set_to_zero()}
         by_kind = optax.partition(txs, kinds)
 
         def update(updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any) -> Any:

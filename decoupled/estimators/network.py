@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from decoupled.errors import UsageError
-from decoupled.estimators.synthetic_gradient import Context, by_gradient, flatten
+from decoupled.estimators.synthetic_gradient import Context, by_gradient, checked_context, flatten
 from decoupled.own_layers import own_layers
 from decoupled.types import Array, Estimator, Key, PyTree
 
@@ -62,7 +62,7 @@ class _MLP(nn.Module):
         out = flatten(h)
         width = out.shape[1]
         if context is not None:
-            out = jnp.concatenate([out, context], axis=1)
+            out = jnp.concatenate([out, checked_context(context, h)], axis=1)
         for features in self.hidden:
             out = nn.relu(nn.Dense(features)(out))
         return nn.Dense(width, kernel_init=nn.initializers.zeros)(out).reshape(h.shape)
@@ -82,6 +82,7 @@ class _Convolutional(nn.Module):
         batch, height, width, channels = h.shape
         out = h
         if context is not None:
+            context = checked_context(context, h)
             planes = jax.lax.broadcast_in_dim(context, (batch, height, width, context.shape[1]), (0, 3))
             out = jnp.concatenate([out, planes], axis=-1)
         kernel = (self.kernel_size, self.kernel_size)

@@ -7,7 +7,13 @@ linear SG the practical form of that search is to solve.
 import jax.numpy as jnp
 
 from decoupled.estimators.least_squares import moments, solver, unsolved
-from decoupled.estimators.synthetic_gradient import Context, at_least_float32, flatten, sg_loss
+from decoupled.estimators.synthetic_gradient import (
+    Context,
+    at_least_float32,
+    encoded,
+    flatten,
+    sg_loss,
+)
 from decoupled.types import Array, Estimator, Key, PyTree
 
 
@@ -29,7 +35,7 @@ def recursive_least_squares(
     def features_of(h: Array, y: Array) -> Array:
         parts = [at_least_float32(flatten(h)), jnp.ones((h.shape[0], 1))]
         if context is not None:
-            parts.append(context(y))
+            parts.append(encoded(context, y, h))
         return jnp.concatenate(parts, axis=1)
 
     def init(key: Key, h: Array, y: Array) -> PyTree:

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from decoupled.errors import UsageError
 from decoupled.estimators.auxiliary_head import AuxiliaryHead
 from decoupled.estimators.local_loss import from_local_loss
-from decoupled.estimators.synthetic_gradient import Context, at_least_float32, flatten
-from decoupled.losses import softmax_cross_entropy
+from decoupled.estimators.synthetic_gradient import Context, at_least_float32, encoded, flatten
+from decoupled.losses import checked_losses, softmax_cross_entropy
 from decoupled.types import Array, Estimator, Key, Loss, PyTree
 
 _KERNEL_INIT = jax.nn.initializers.lecun_normal()
@@ -44,7 +44,7 @@ def similarity(
     head = AuxiliaryHead(num_outputs, ())
 
     def init(key: Key, h: Array, y: Array) -> PyTree:
-        del y
+        labels(y, h)
         head_key, key = jax.random.split(key)
         return {
             "M": _KERNEL_INIT(key, (flatten(h).shape[1], width)),
@@ -54,9 +54,19 @@ def similarity(
     def losses(est_params: PyTree, h: Array, y: Array) -> Array:
         if weight > 0 and h.shape[0] == 1:
             raise UsageError("the similarity loss compares examples, but the batch holds only one")
-        difference = cosines(flatten(h) @ est_params["M"]) - cosines(context(y))
-        prediction = loss(head.predict(est_params["head"], h), y)
+        difference = cosines(flatten(h) @ est_params["M"]) - cosines(labels(y, h))
+        output = head.predict(est_params["head"], h)
+        prediction = checked_losses(loss(output, y), output.shape)
         return weight * jnp.square(difference).mean(1) + (1 - weight) * prediction
+
+    def labels(y: Array, h: Array) -> Array:
+        encoding = encoded(context, y, h)
+        if encoding.shape[1] == 1:
+            raise UsageError(
+                "the similarity loss compares encoded labels by their angle, which one number has not: use"
+                " a context of two features or more, such as one_hot"
+            )
+        return encoding
 
     form = "dl/dh, l = |S(hM) - S(y)|² and a probe's"
     return from_local_loss("similarity", init, losses, form)

@@ -18,10 +18,15 @@ def one_hot(num_classes: int) -> Callable[[Array], Array]:
     """Context from integer labels: (batch,) -> (batch, num_classes)."""
 
     def encode(y: Array) -> Array:
+        _check_one_array("one_hot", y)
         if y.ndim != 1 or not jnp.issubdtype(y.dtype, jnp.integer):
+            if jnp.issubdtype(y.dtype, jnp.floating):
+                way_out = "for what is encoded already (soft labels, values) use as_given"
+            else:
+                way_out = "for a label a token, let a boundary count tokens as examples: batch_axes=2"
             raise UsageError(
                 f"one_hot encodes integer labels, one an example, but y is {y.dtype} of shape {y.shape}"
-                " (for a label a token, let a boundary count tokens as examples: batch_axes=2)"
+                f" ({way_out})"
             )
         return jax.nn.one_hot(y, num_classes)
 
@@ -29,8 +34,51 @@ def one_hot(num_classes: int) -> Callable[[Array], Array]:
 
 
 def as_given(y: Array) -> Array:
-    """Context that is already a vector an example: (batch, ...) -> (batch, features)."""
+    """Context that is already a vector an example: (batch, ...) -> (batch, features), real numbers."""
+    _check_one_array("as_given", y)
     return flatten(y)
+
+
+def encoded(context: Callable[[Array], Array], y: Array, h: Array, width: int | None = None) -> Array:
+    """What a context makes of y, once it is found to be a vector of real numbers for each example of h.
+
+    Args:
+      context: encodes y.
+      y: of the examples of h, (batch, ...).
+      h: activations, (batch, ...).
+      width: of the vector, where the estimator says it.
+
+    Returns:
+      (batch, features).
+
+    Raises:
+      UsageError: it is something else, and would be broadcast or taken for numbers that labels are not.
+    """
+    return checked_context(context(y), h, width)
+
+
+def checked_context(encoding: Array, h: Array, width: int | None = None) -> Array:
+    """An encoding of y as it is, if it is as `encoded` describes it."""
+    _check_one_array("an estimator's context", encoding)
+    if encoding.ndim != 2 or encoding.shape[0] != h.shape[0] or width not in (None, encoding.shape[1]):
+        raise UsageError(
+            f"the context has shape {encoding.shape}, but for activations {h.shape} it must be"
+            f" ({h.shape[0]}, {width or 'features'}): a vector an example, as one_hot makes it of labels"
+        )
+    if not jnp.issubdtype(encoding.dtype, jnp.floating):
+        raise UsageError(
+            f"the context is {encoding.dtype}, but must be real numbers: encode labels with"
+            " one_hot(num_classes), and make floats of what are numbers indeed"
+        )
+    return encoding
+
+
+def _check_one_array(what: str, y: Array) -> None:
+    if not hasattr(y, "dtype"):
+        raise UsageError(
+            f"{what} takes one array, but was given a {type(y).__name__}: let the context be a function"
+            " that makes a vector an example of it"
+        )
 
 
 def flatten(h: Array) -> Array:

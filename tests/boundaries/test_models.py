@@ -132,7 +132,9 @@ def test_mistakes_name_the_boundary_by_its_path():
     with pytest.raises(decoupled.UsageError, match=r"boundary cut_1: direct.* none has reached it"):
         jax.grad(lambda p: direct.apply({**variables, "params": p}, x, y).sum())(variables["params"])
     continuous = Network(estimators.linear(estimators.as_given))
-    variables = continuous.init(KEY, x)
+    with pytest.raises(decoupled.UsageError, match=r"^boundary cut_0: .* int32.*no y was given .* pass it"):
+        continuous.init(KEY, x)
+    variables = continuous.init(KEY, x, jnp.ones((8, 1)))
     message = r"boundary cut_1: .*labels \(8, 7\): they are B \(1, 4\) where B \(7, 4\) is needed"
     with pytest.raises(decoupled.UsageError, match=message):
         jax.grad(lambda p: continuous.apply({**variables, "params": p}, x, jnp.ones((8, 7))).sum())(

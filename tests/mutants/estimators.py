@@ -32,15 +32,15 @@ MUTANTS = (
     Mutant(
         "label's part of a linear SG with the wrong sign",
         "decoupled/estimators/linear.py",
-        'out += context(y) @ est_params["B"]',
-        'out -= context(y) @ est_params["B"]',
+        'out += encoded(context, y, h) @ est_params["B"]',
+        'out -= encoded(context, y, h) @ est_params["B"]',
         _BY_HAND,
     ),
     Mutant(
         "label's part of a loss-shaped SG with the wrong sign",
         "decoupled/estimators/loss_shaped.py",
-        "(prediction - context(y))",
-        "(prediction + context(y))",
+        "(prediction - encoded(context, y, h, num_classes))",
+        "(prediction + encoded(context, y, h, num_classes))",
         (_SYNTHETIC + "test_loss_shaped_is_exact_below_a_linear_layer_with_log_loss",),
     ),
     Mutant(
@@ -60,8 +60,8 @@ MUTANTS = (
     Mutant(
         "random target projection with the wrong sign",
         "decoupled/estimators/direct_random_target_projection.py",
-        'return -(context(y) @ est_params["B"])',
-        'return (context(y) @ est_params["B"])',
+        'return -(encoded(context, y, h) @ est_params["B"])',
+        'return (encoded(context, y, h) @ est_params["B"])',
         (_METHODS + "test_direct_random_target_projection_sends_the_label_as_an_error_would_be",),
     ),
     Mutant(

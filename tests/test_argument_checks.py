@@ -7,7 +7,7 @@ from flax import nnx
 
 import decoupled
 from decoupled import estimators, losses
-from decoupled.checks import check_estimator
+from decoupled.argument_checks import check_estimator
 from tests import helpers
 
 MODULES = helpers.mlp_modules()
