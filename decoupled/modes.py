@@ -52,12 +52,14 @@ def mode_of(module: Any, base: type, where: str, also: Sequence[str] = ()) -> Mo
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     while positional and positional[-1] not in flags:
         positional.pop()
+    if any(p not in flags and p.default is p.empty for p in positional):
+        positional = []
     in_place = [p.name for p in positional]
     names = [name for name in _asked(module, base, where) if name not in in_place]
 
     def mode(train: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:
         def value(name: str) -> bool:
-            return train is _MEANING[name]
+            return bool(train) == _MEANING[name]
 
         args = tuple(value(p.name) if p in flags else p.default for p in positional)
         return args, {name: value(name) for name in names}

@@ -261,7 +261,7 @@ class NNXTold(nnx.Module):
 
 
 class NNXRequired(NNXTold):
-    def __call__(self, h, deterministic, rngs):
+    def __call__(self, h, rngs, deterministic):
         return super().__call__(h, training=not deterministic) + rngs.params.normal()
 
 
