@@ -45,6 +45,7 @@ _PLAIN = "plain layer of a backward rule"
 # They map the variables of the layer inside, whatever their collection.
 _MAPS_VARIABLES = (nn.WeightNorm, nn.SpectralNorm)
 _INSIDE = ContextVar("within the outermost call of a model that is initialised", default=False)
+_OF_MODULE = ContextVar("what a model is called in a chain, in front of its layers", default="")
 
 
 def feedback_alignment(next_fun: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
@@ -84,8 +85,12 @@ def with_backward_rule(module: Module, rule: BackwardRule) -> Module:
     check_module("with_backward_rule", module)
 
     def init(*arguments: Any) -> ModuleVariables:
-        with nn.intercept_methods(rule), naming(f"module {module.name}"):
-            variables = module.init(*arguments)
+        token = _OF_MODULE.set(f"{module.name}, ")
+        try:
+            with nn.intercept_methods(rule), naming(f"module {module.name}"):
+                variables = module.init(*arguments)
+        finally:
+            _OF_MODULE.reset(token)
         if _in_the_way(_matrices(variables.params)) and not _has_feedback(module, variables.state):
             raise UsageError(
                 f"module {module.name}: a backward rule acts on Linen's Dense and Conv layers, but it has"
@@ -211,7 +216,8 @@ def _tell(model: nn.Module, whole: bool) -> None:
         layers = ", ".join(sorted("/".join(path) or type(model).__name__ for path in ruled))
         log = logging.warning if exact else logging.info
         others = f"; signals pass back exactly through {left}" if exact else ""
-        log("a backward rule acts on these layers of %s: %s%s", type(model).__name__, layers, others)
+        name = f"{_OF_MODULE.get()}{type(model).__name__}"
+        log("a backward rule acts on these layers of %s: %s%s", name, layers, others)
 
 
 def _matrices(params: PyTree) -> list[tuple[str, ...]]:

@@ -329,7 +329,10 @@ def test_init_says_which_layers_it_met_and_which_stay_exact(caplog):
     with caplog.at_level("INFO", "absl"):
         init(feedback_alignment, Network(), images()[0])
         variables = init(feedback_alignment, Own(), x)
-    every, some = caplog.records
+        module = decoupled.from_linen(nn.Dense(2), "hidden_0")
+        decoupled.with_backward_rule(module, feedback_alignment).init(KEY, x)
+    every, some, of_a_module = caplog.records
+    assert of_a_module.getMessage().endswith("these layers of hidden_0, Dense: Dense")
     assert every.levelname == "INFO"
     assert every.getMessage().endswith("these layers of Network: conv, hidden, output")
     assert some.levelname == "WARNING"
