@@ -10,20 +10,28 @@ and its parameters stay what they are:
         logits = model.apply(variables, x)      # differentiate this
 
 B is kept in the collection "feedback", drawn as a Dense kernel is by default, and never changed. The layers
-are Dense, DenseGeneral (hence attention), Conv and ConvTranspose. Enter the rule inside the function that
-is jitted: outside it, and in functions that were traced outside it, the model is as it was.
+are Dense, DenseGeneral (hence attention), Conv and ConvTranspose; `init` logs which it has met, and which
+matrices of other layers (Einsum, OptimizedLSTMCell, kernels of one's own) send signals back exactly. Enter
+the rule inside the function that is jitted: outside it, and in functions that were traced outside it, the
+model is as it was. Around `nn.RNN`, `nn.scan` and `nn.vmap` name the collection as you name "params":
+`nn.RNN(cell, variable_broadcast=("params", "feedback"))`.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from absl import logging
+from flax import errors as flax_errors
 from flax import linen as nn
 
 from decoupled.argument_checks import check_module
 from decoupled.boundaries.linen import FEEDBACK
+from decoupled.checks import naming
 from decoupled.errors import UsageError
 from decoupled.own_layers import within_own_layers
 from decoupled.types import Array, Module, ModuleVariables, PyTree
@@ -35,10 +43,18 @@ _DRAW = nn.initializers.lecun_normal()
 _LINEAR_LAYERS = (nn.Dense, nn.DenseGeneral, nn.Conv, nn.ConvTranspose)
 # The name of layers that do the rule's own arithmetic, and are not to be intercepted again.
 _PLAIN = "plain layer of a backward rule"
+# They map the variables of the layer inside, whatever their collection.
+_MAPS_VARIABLES = (nn.WeightNorm, nn.SpectralNorm)
+_INSIDE = ContextVar("within the outermost call of a model that is initialised", default=False)
+_OF_MODULE = ContextVar("what a model is called in a chain, in front of its layers", default="")
 
 
 def feedback_alignment(next_fun: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
     """Sends signals back through fixed random weights.
+
+    Raises:
+      UsageError: (from init) the model has matrices, but no layer that the rule could act on; (from both)
+        something around a layer does not hand on the collection "feedback", or it was not passed.
 
     References:
       Lillicrap et al. 2016, "Random synaptic feedback weights support error backpropagation for deep
@@ -49,6 +65,9 @@ def feedback_alignment(next_fun: Callable, args: tuple, kwargs: dict, context: A
 
 def sign_symmetric(next_fun: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
     """Sends signals back through weights of fixed random size, with the signs of the forward weights.
+
+    Raises:
+      UsageError: as `feedback_alignment` does.
 
     References:
       Liao, Leibo & Poggio 2016, "How important is weight symmetry in backpropagation?" (arXiv 1510.05067).
@@ -67,11 +86,13 @@ def with_backward_rule(module: Module, rule: BackwardRule) -> Module:
     check_module("with_backward_rule", module)
 
     def init(*arguments: Any) -> ModuleVariables:
-        with nn.intercept_methods(rule):
-            variables = module.init(*arguments)
-        places = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(variables.state)]
-        has_matrices = any(leaf.ndim > 1 for leaf in jax.tree.leaves(variables.params))
-        if has_matrices and not any(FEEDBACK in place for place in places):
+        token = _OF_MODULE.set(f"{module.name}, ")
+        try:
+            with nn.intercept_methods(rule), naming(f"module {module.name}"):
+                variables = module.init(*arguments)
+        finally:
+            _OF_MODULE.reset(token)
+        if _in_the_way(_matrices(variables.params)) and not _has_feedback(module, variables.state):
             raise UsageError(
                 f"module {module.name}: a backward rule acts on Linen's Dense and Conv layers, but it has"
                 " none: make it with from_linen"
@@ -93,9 +114,20 @@ def _intercepted(
     context: Any,
 ) -> Any:
     layer: Any = context.module
-    intercepts = isinstance(layer, _LINEAR_LAYERS) and context.method_name == "__call__"
-    if not intercepts or within_own_layers() or layer.name == _PLAIN:
+    bound = layer.scope is not None and context.method_name != "setup"
+    if not bound or within_own_layers() or layer.name == _PLAIN:
         return next_fun(*args, **kwargs)
+    if layer.is_initializing() and not _INSIDE.get():
+        token = _INSIDE.set(True)
+        try:
+            out = _intercepted(kernel_back, next_fun, args, kwargs, context)
+        finally:
+            _INSIDE.reset(token)
+        _tell(layer, whole=context.method_name == "__call__")
+        return out
+    if context.method_name != "__call__" or not isinstance(layer, _LINEAR_LAYERS):
+        with _naming_what_is_around(layer):
+            return next_fun(*args, **kwargs)
     if layer.is_initializing():
         out = next_fun(*args, **kwargs)
         kernel = nn.meta.unbox(layer.get_variable("params", "kernel"))
@@ -105,12 +137,13 @@ def _intercepted(
             flat = (kernel.size // outputs, outputs)
             return _DRAW(layer.make_rng("params"), flat, kernel.dtype).reshape(kernel.shape)
 
-        layer.variable(FEEDBACK, "kernel", draw)
+        with _naming_what_is_around(layer):
+            layer.variable(FEEDBACK, "kernel", draw)
         return out
     if not layer.has_variable(FEEDBACK, "kernel"):
         raise UsageError(
-            f"layer {'/'.join(layer.path) or type(layer).__name__}: its feedback weights are missing: run"
-            f" init under the same backward rule, and pass the {FEEDBACK!r} collection with the parameters"
+            f"layer {_name(layer)}: its feedback weights are missing: run init under the same backward"
+            f" rule, and pass the {FEEDBACK!r} collection with the parameters"
         )
     plain = layer.clone(parent=None, name=_PLAIN)
 
@@ -136,3 +169,85 @@ def _intercepted(
     (x,) = (*args, *kwargs.values())
     params = dict(nn.meta.unbox(layer.variables["params"]))
     return run(params, layer.get_variable(FEEDBACK, "kernel"), x)
+
+
+@contextmanager
+def _naming_what_is_around(layer: nn.Module) -> Iterator[None]:
+    """Says what to do where Flax cannot give a layer feedback weights."""
+    try:
+        yield
+    except flax_errors.ScopeCollectionNotFound as error:
+        if f'"{FEEDBACK}"' not in str(error):
+            raise
+        raise UsageError(
+            f"layer {_name(layer)}: what is around it does not hand on the collection {FEEDBACK!r}: name"
+            " that beside 'params', as in nn.RNN(cell, variable_broadcast=('params', 'feedback')), or in"
+            " variable_axes or variable_broadcast of nn.scan or nn.vmap"
+        ) from error
+    except flax_errors.NameInUseError as error:
+        if not isinstance(layer, _MAPS_VARIABLES):
+            raise
+        raise UsageError(
+            f"layer {_name(layer)}: {type(layer).__name__} maps all variables of the layer in it, feedback"
+            " weights too, so that no backward rule can act there: leave one of the two out"
+        ) from error
+
+
+def _tell(model: nn.Module, whole: bool) -> None:
+    """Logs which layers of a model a rule acts on, and which matrices it leaves alone.
+
+    By what the variables say: functions that were traced before (`nn.jit`) have not been intercepted.
+
+    Args:
+      whole: whether all of the model has been called.
+
+    Raises:
+      UsageError: it acts on none, though there are matrices.
+    """
+    ruled = {path[:-1] for path in _paths(model.variables.get(FEEDBACK, {}))}
+    params = nn.meta.unbox(model.variables.get("params", {}))
+    exact = [path for path in _matrices(params) if path[:-1] not in ruled]
+    left = ", ".join(map("/".join, exact))
+    if _in_the_way(exact) and not ruled:
+        none = f"a backward rule acts on Linen's Dense and Conv layers, but {type(model).__name__} has none"
+        if whole:
+            raise UsageError(f"{none}: leave the rule out, or signals pass back exactly through {left}")
+        logging.warning("%s: signals pass back exactly through %s", none, left)
+    elif ruled:
+        layers = ", ".join(sorted("/".join(path) or type(model).__name__ for path in ruled))
+        log = logging.warning if exact else logging.info
+        others = f"; signals pass back exactly through {left}" if exact else ""
+        name = f"{_OF_MODULE.get()}{type(model).__name__}"
+        log("a backward rule acts on these layers of %s: %s%s", name, layers, others)
+
+
+def _matrices(params: PyTree) -> list[tuple[str, ...]]:
+    """The paths of all that signals are multiplied by."""
+    # In a scan over layers vectors have two axes.
+    return [p for p, leaf in _paths(params).items() if leaf.ndim > 1 and p[-1] not in ("bias", "scale")]
+
+
+def _in_the_way(matrices: list[tuple[str, ...]]) -> bool:
+    """Whether a signal passes through one of these: through an embedding of tokens none does."""
+    return any(path[-1] != "embedding" for path in matrices)
+
+
+def _paths(tree: PyTree) -> dict[tuple[str, ...], Any]:
+    """The arrays of a collection, but for those of boundaries' estimators, by their path."""
+    found = {}
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        keys = tuple(str(getattr(entry, "key", entry)) for entry in path) or ("",)
+        if "est_params" not in keys:
+            found[keys] = leaf
+    return found
+
+
+def _has_feedback(module: Module, state: PyTree) -> bool:
+    """Whether the state of a module, or of one of its parts, has feedback weights."""
+    if module.parts:
+        return any(map(_has_feedback, module.parts, state))
+    return isinstance(state, Mapping) and FEEDBACK in state
+
+
+def _name(layer: nn.Module) -> str:
+    return "/".join(layer.path) or type(layer).__name__

@@ -1,9 +1,9 @@
 """Modules from Linen, from NNX and from plain functions; cutting a chain of them at chosen boundaries."""
 
-import inspect
 import itertools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ from flax import nnx
 
 from decoupled.argument_checks import check_module, listed
 from decoupled.errors import UsageError
+from decoupled.modes import mode_of, takes, unset_argument
 from decoupled.types import Array, Key, Module, ModuleVariables, PyTree
 
 
@@ -20,48 +21,70 @@ def from_linen(linen_module: nn.Module, name: str = "", rngs: Sequence[str] = ("
     """A Module from any Linen module that maps one array to one array.
 
     Every collection but `params` is carried as mutable state in training and left as it is in
-    evaluation. A `train` argument of `__call__`, where there is one, is passed on.
+    evaluation. Arguments of `__call__` that tell of training are passed by what their names mean: `train`,
+    `training`, `is_training`, `deterministic`, `use_running_average` and a few more (`decoupled.modes`).
 
     Args:
-      linen_module: unbound; called as `linen_module(h)` or `linen_module(h, train=...)`.
+      linen_module: unbound; called as `linen_module(h)`, `linen_module(h, train=...)` or the like.
       name: defaults to the Linen module's name or class.
       rngs: the random streams that `apply` offers to the module, each from its own key.
-    """
-    takes_train = "train" in inspect.signature(linen_module.__call__).parameters
 
-    def arguments(train: bool) -> dict[str, Any]:
-        return {"train": train} if takes_train else {}
+    Raises:
+      UsageError: the module asks for more than its input, or it cannot be told how it is to know whether it
+        trains; (from init) a layer inside has not been told.
+    """
+    name = name or getattr(linen_module, "name", None) or type(linen_module).__name__
+    if not isinstance(linen_module, nn.Module):
+        raise UsageError(
+            f"from_linen needs a Linen module, as in from_linen(nn.Dense(4)), not {linen_module!r}"
+        )
+    mode = mode_of(linen_module, nn.Module, f"module {name}")
 
     def init(key: Key, h: Array) -> ModuleVariables:
         streams = _streams(key, ("params", *rngs))
         # Mutable collections start as they would be before any example was seen.
-        variables = linen_module.init(streams, h, **arguments(train=False))
+        args, named = mode(False)
+        with nn.intercept_methods(_untold), _static_arguments(f"module {name}", linen_module, len(args)):
+            variables = linen_module.init(streams, h, *args, **named)
         params = variables.get("params", {})
         return ModuleVariables(params, {k: v for k, v in variables.items() if k != "params"})
 
     def apply(params: PyTree, state: PyTree, h: Array, key: Key, train: bool) -> tuple[Array, PyTree]:
         variables = {"params": params, **state}
+        args, named = mode(train)
         if not train:
-            out: Any = linen_module.apply(variables, h, **arguments(train))
+            out: Any = linen_module.apply(variables, h, *args, **named)
             return out, state
         streams = _streams(key, rngs)
-        return linen_module.apply(variables, h, rngs=streams, mutable=list(state), **arguments(train))
+        return linen_module.apply(variables, h, *args, rngs=streams, mutable=list(state), **named)
 
-    return Module(name or linen_module.name or type(linen_module).__name__, init, apply)
+    return Module(name, init, apply)
 
 
 def from_nnx(make: Callable[[nnx.Rngs], nnx.Module], name: str) -> Module:
     """A Module from an NNX module that maps one array to one array.
 
     Everything but `nnx.Param` is carried as mutable state. Random streams start anew from the key of each
-    step; `train()` and `eval()` are called on the module as they are meant.
+    step; `train()` and `eval()` are called on the module as they are meant. Arguments of `__call__` that
+    tell of training are passed as `from_linen` does, and `rngs` too.
 
     Args:
       make: rngs -> the module; called whenever the Module is initialised.
       name: of the Module.
+
+    Raises:
+      UsageError: as `from_linen` does.
     """
+    if isinstance(make, nnx.Module):
+        raise UsageError(
+            f"from_nnx needs a function of rngs, not a module: lambda rngs: {type(make).__name__}(...)"
+        )
+    shaped: Any = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
     # The shape of the module's graph is the same at every call; only its arrays are not.
-    graph, *_ = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))), nnx.Param, nnx.RngState, ...)
+    graph, *_ = nnx.split(shaped, nnx.Param, nnx.RngState, ...)
+    shaped.train()
+    mode = mode_of(shaped, nnx.Module, f"module {name}", also=("rngs",))
+    takes_rngs = takes(shaped, "rngs", f"module {name}")
 
     def init(key: Key, h: Array) -> ModuleVariables:
         del h
@@ -71,12 +94,16 @@ def from_nnx(make: Callable[[nnx.Rngs], nnx.Module], name: str) -> Module:
     def apply(params: PyTree, state: PyTree, h: Array, key: Key, train: bool) -> tuple[Array, PyTree]:
         # Copied, or what the module changes would change in the state that was given.
         module: Any = nnx.merge(graph, params, state["rngs"], state["rest"], copy=True)
+        args, named = mode(train)
+        if takes_rngs:
+            # Apart from the streams of the module itself.
+            named["rngs"] = nnx.Rngs(jax.random.fold_in(key, 0))
         if not train:
             module.eval()
-            return module(h), state
+            return module(h, *args, **named), state
         module.train()
         nnx.reseed(module, default=key)
-        h_out = module(h)
+        h_out = module(h, *args, **named)
         *_, rest = nnx.split(module, nnx.Param, nnx.RngState, ...)
         return h_out, {"rngs": state["rngs"], "rest": rest}
 
@@ -176,6 +203,36 @@ def like_output(module: Module, variables: ModuleVariables, h: Array) -> Array:
         lambda v: module.apply(v.params, v.state, h, jax.random.key(0), False), variables
     )
     return jnp.zeros(out.shape, out.dtype)
+
+
+def _untold(next_fun: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
+    """Names the layer that Flax misses an argument about training of."""
+    try:
+        return next_fun(*args, **kwargs)
+    except ValueError as error:
+        argument = unset_argument(context.module, error)
+        if argument is None or isinstance(error, UsageError):
+            raise
+        layer = "/".join(context.module.path) or type(context.module).__name__
+        raise UsageError(
+            f"layer {layer} has not been told {argument!r}, and from_linen reaches the outermost module"
+            f" alone: say it in a module of your own that takes `train`, or as {layer}({argument}=...)"
+        ) from error
+
+
+@contextmanager
+def _static_arguments(where: str, linen_module: nn.Module, given: int) -> Iterator[None]:
+    """Says what to do where `nn.remat` or `nn.jit` trace the argument that tells of training."""
+    try:
+        yield
+    except jax.errors.TracerBoolConversionError as error:
+        lifted = type(linen_module).__name__
+        if not given or not lifted.startswith(("Checkpoint", "Jit")):
+            raise
+        raise UsageError(
+            f"{where}: {lifted} traces the argument that tells of training: give nn.remat or nn.jit"
+            f" static_argnums=({given + 1},)"
+        ) from error
 
 
 def _streams(key: Key, names: Sequence[str]) -> dict[str, Key]:

@@ -1,6 +1,7 @@
 """Feedback Alignment on Linen models that know nothing of it, against backprop and matrices by hand."""
 
 from functools import partial
+from typing import Any
 
 import chex
 import jax
@@ -308,3 +309,181 @@ def test_vmap_over_networks():
         alone = jax.tree.map(lambda w, i=i: w[i], variables)
         expected = gradient_of(feedback_alignment, model, alone, x, y)
         chex.assert_trees_all_close(jax.tree.map(lambda g, i=i: g[i], grads), expected, atol=1e-6)
+
+
+class Own(nn.Module):
+    """A kernel of one's own, between layers that a rule knows or not."""
+
+    known: bool = True
+
+    @nn.compact
+    def __call__(self, x):
+        h = nn.tanh(nn.Dense(4)(x)) if self.known else x
+        h = h @ self.param("mine", nn.initializers.ones, (h.shape[-1], 4))
+        h = nn.LayerNorm()(nn.Einsum((4, 4), "bi,ij->bj")(h))
+        return nn.Dense(3, name="feedback")(h) if self.known else h
+
+
+def test_init_says_which_layers_it_met_and_which_stay_exact(caplog):
+    x, y = helpers.batch()
+    with caplog.at_level("INFO", "absl"):
+        init(feedback_alignment, Network(), images()[0])
+        variables = init(feedback_alignment, Own(), x)
+        module = decoupled.from_linen(nn.Dense(2), "hidden_0")
+        decoupled.with_backward_rule(module, feedback_alignment).init(KEY, x)
+    every, some, of_a_module = caplog.records
+    assert of_a_module.getMessage().endswith("these layers of hidden_0, Dense: Dense")
+    assert every.levelname == "INFO"
+    assert every.getMessage().endswith("these layers of Network: conv, hidden, output")
+    assert some.levelname == "WARNING"
+    assert "layers of Own: Dense_0, feedback; signals pass back exactly through" in some.getMessage()
+    assert some.getMessage().endswith(" Einsum_0/kernel, mine")
+    # And so they do: with feedback that is the kernel of the known layers, all is backprop.
+    known = {name: {"kernel": variables["params"][name]["kernel"]} for name in ("Dense_0", "feedback")}
+    actual = gradient_of(feedback_alignment, Own(), {**variables, "feedback": known}, x, y)
+
+    def loss(params):
+        return losses.softmax_cross_entropy(Own().apply({"params": params}, x), y).mean()
+
+    chex.assert_trees_all_close(actual, jax.jit(jax.grad(loss))(variables["params"]), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("model", "left"),
+    [
+        (nn.Einsum((5, 4), "bi,ij->bj"), "kernel"),
+        (Own(known=False), "Einsum_0/kernel, mine"),
+        (nn.RNN(nn.OptimizedLSTMCell(2)), "cell/hf/kernel, cell/hg/kernel"),
+    ],
+)
+def test_a_rule_that_acts_on_no_layer_is_refused(model, left):
+    x, _ = helpers.batch()
+    h = x[None] if isinstance(model, nn.RNN) else x
+    with pytest.raises(decoupled.UsageError, match=f"{type(model).__name__} has none: .* exactly .*{left}"):
+        init(feedback_alignment, model, h)
+    ruled = decoupled.with_backward_rule(decoupled.from_linen(model, "mine"), sign_symmetric)
+    with pytest.raises(decoupled.UsageError, match=r"^module mine: a backward rule acts on") as raised:
+        ruled.init(KEY, h)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_state_that_is_called_feedback_is_no_feedback():
+    """The word in a path of one's own is not the collection."""
+
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.SpectralNorm(nn.Einsum((5, 4), "bi,ij->bj"), name="feedback")(x, update_stats=False)
+
+    x, _ = helpers.batch()
+    ruled = decoupled.with_backward_rule(decoupled.from_linen(Model()), feedback_alignment)
+    with pytest.raises(decoupled.UsageError, match="Model has none"):
+        ruled.init(KEY, x)
+    own = decoupled.from_functions(lambda key, h: jnp.ones((5, 3)), lambda p, h: h @ p, "own")
+    pair = decoupled.compose([own, decoupled.from_linen(nn.Dense(3))])
+    _, state = decoupled.with_backward_rule(pair, feedback_alignment).init(KEY, x)
+    assert state[1]["feedback"].keys() == {"kernel"}
+
+
+def test_layers_through_which_no_signal_passes_need_no_rule(caplog):
+    tokens = jnp.zeros((2, 3), jnp.int32)
+    for model in (nn.Embed(4, 5), nn.LayerNorm()):
+        h = tokens if isinstance(model, nn.Embed) else jnp.ones((2, 3))
+        ruled = decoupled.with_backward_rule(decoupled.from_linen(model), feedback_alignment)
+        assert "feedback" not in ruled.init(KEY, h).state
+    assert not caplog.records
+
+
+def test_a_part_of_a_model_is_told_of_but_not_refused(caplog):
+    class Coder(nn.Module):
+        def setup(self):
+            self.first, self.second = nn.Einsum((5, 4), "bi,ij->bj"), nn.Dense(3)
+
+        def encode(self, x):
+            return self.first(x)
+
+        def __call__(self, x):
+            return self.second(self.encode(x))
+
+    x, _ = helpers.batch()
+    with nn.intercept_methods(feedback_alignment):
+        Coder().init(KEY, x, method="encode")
+    (record,) = caplog.records
+    assert "but Coder has none: signals pass back exactly through first/kernel" in record.getMessage()
+
+
+class Scanned(nn.Module):
+    """A recurrent network by `nn.scan`, as `nn.RNN` is."""
+
+    broadcast: Any = ("params",)
+
+    @nn.compact
+    def __call__(self, x):
+        options = {"variable_broadcast": self.broadcast, "split_rngs": {"params": False}}
+        scan = nn.scan(nn.SimpleCell, in_axes=1, out_axes=1, **options)
+        return scan(4, name="cell")(jnp.zeros((len(x), 4)), x)[1]
+
+
+@pytest.mark.parametrize("kind", ["RNN", "scan"])
+def test_a_recurrent_network_that_hands_feedback_on_is_its_steps_one_by_one(kind):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 5)), jnp.float32)
+    both = ("params", "feedback")
+    model = nn.RNN(nn.SimpleCell(4), variable_broadcast=both) if kind == "RNN" else Scanned(both)
+    variables = init(feedback_alignment, model, x)
+    assert variables["feedback"]["cell"].keys() == {"i", "h"}
+
+    def unrolled(params):
+        own = {"params": params["cell"], "feedback": variables["feedback"]["cell"]}
+        carry, out = jnp.zeros((2, 4)), []
+        for t in range(3):
+            carry, h = nn.SimpleCell(4).apply(own, carry, x[:, t])
+            out.append(h)
+        return jnp.stack(out, axis=1)
+
+    def gradient(outputs, rule):
+        def loss(params):
+            with nn.intercept_methods(rule):
+                return jnp.square(outputs(params)).sum()
+
+        return jax.jit(jax.grad(loss))(variables["params"])
+
+    def scanned(params):
+        return model.apply({**variables, "params": params}, x)
+
+    expected = gradient(unrolled, feedback_alignment)
+    chex.assert_trees_all_close(gradient(scanned, feedback_alignment), expected, atol=1e-5)
+
+    def pass_on(next_fun, args, kwargs, context):
+        return next_fun(*args, **kwargs)
+
+    exact = gradient(scanned, pass_on)
+    assert not np.allclose(exact["cell"]["h"]["kernel"], expected["cell"]["h"]["kernel"], atol=1e-2)
+
+
+class Vmapped(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.vmap(nn.Dense, variable_axes={"params": 0}, split_rngs={"params": True})(4)(x)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (nn.RNN(nn.SimpleCell(4)), r"layer cell/i: what is around .* nn\.RNN\(cell, variable_broadcast="),
+        (nn.RNN(nn.LSTMCell(4)), "layer cell/ii: what is around it does not hand on the collection 'feedb"),
+        (
+            Scanned(),
+            "layer cell/i: what is around it does not hand on the collection 'feedback': name that",
+        ),
+        (Vmapped(), "layer VmapDense_0: what is around it does not hand on the collection 'feedback'"),
+        (nn.WeightNorm(nn.Dense(4)), "layer WeightNorm: WeightNorm maps all variables .* leave one of the"),
+        (nn.Sequential([nn.WeightNorm(nn.Dense(4))]), "layer layers_0: WeightNorm maps all variables"),
+        (nn.SpectralNorm(nn.Dense(4)), "layer SpectralNorm: SpectralNorm maps all variables of the layer"),
+    ],
+)
+def test_what_is_around_a_layer_and_keeps_feedback_from_it_is_named(model, message):
+    x = jnp.ones((2, 3, 5))
+    module = decoupled.with_backward_rule(decoupled.from_linen(model), feedback_alignment)
+    with pytest.raises(decoupled.UsageError, match=message) as raised:
+        module.init(KEY, x)
+    assert "\n" not in str(raised.value)

@@ -215,7 +215,7 @@ def test_the_error_of_two_outputs(name):
 
 
 def test_a_function_is_not_yet_an_estimator():
-    message = r"the function backprop stands in the place of an estimator: call it, as in backprop\(\)"
+    message = r"backprop is no estimator but makes one: call it, backprop\(\)"
     with pytest.raises(UsageError, match="^mine: " + message) as error:
         decoupled.boundary(estimators.backprop, {}, H, name="mine")
     assert one_line(error)
@@ -224,7 +224,7 @@ def test_a_function_is_not_yet_an_estimator():
     with pytest.raises(UsageError, match="^boundary cut: " + message):
         NNXBoundary(estimators.backprop, 4, rngs=nnx.Rngs(0), name="cut")
     several = [estimators.backprop()]
-    with pytest.raises(UsageError, match=r"^mine: a list stands in the place of an estimator: give it one"):
+    with pytest.raises(UsageError, match=r"^mine: an estimator is needed, .* not a list"):
         decoupled.boundary(several, {}, H, name="mine")
 
 

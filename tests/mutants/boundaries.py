@@ -122,6 +122,20 @@ MUTANTS = (
         ("tests/test_carried.py",),
     ),
     Mutant(
+        "a layer called feedback is never trained",
+        "decoupled/boundaries/optimizer.py",
+        "has_collections and len(path) == 1 and ",
+        "bool(path) and ",
+        ("tests/boundaries/test_optimizer.py",),
+    ),
+    Mutant(
+        "boundaries are told apart by a part of their path",
+        "decoupled/boundaries/optimizer.py",
+        "names = _names([path[:-1] for path, _ in found if _is_est_params(path)])",
+        "names = {path[:-1]: path[0].key for path, _ in found if _is_est_params(path)}",
+        ("tests/boundaries/test_optimizer.py",),
+    ),
+    Mutant(
         "a lock on the backward pass goes untold",
         "decoupled/types.py",
         "backward=self is Reads.INCOMING",
@@ -134,6 +148,13 @@ MUTANTS = (
         "update=self is not Reads.NOTHING",
         "update=self is Reads.INCOMING",
         ("tests/test_locks.py::test_locks_are_those_of_the_data_flow[kickback]",),
+    ),
+    Mutant(
+        "a rule that acts on no layer is plain backprop, and says nothing",
+        "decoupled/backward_rules.py",
+        "if _in_the_way(exact) and not ruled:",
+        "if False:",
+        ("tests/test_backward_rules.py::test_a_rule_that_acts_on_no_layer_is_refused",),
     ),
     Mutant(
         "feedback through the true weight",

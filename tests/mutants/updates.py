@@ -193,6 +193,13 @@ MUTANTS = (
         _CARRIED,
     ),
     Mutant(
+        "training in evaluation mode, where the argument says deterministic",
+        "decoupled/modes.py",
+        "return bool(train) == _MEANING[name]",
+        "return bool(train)",
+        ("tests/test_modes.py::test_linen_modules_are_told_what_flax_is_told_by_hand",),
+    ),
+    Mutant(
         "evaluation in training mode",
         "decoupled/chain.py",
         "return module.apply(state.params, state.state, h, key, False)[0]",
