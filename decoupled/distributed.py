@@ -1,6 +1,7 @@
 """One run in several processes, on one machine or many (`jax.distributed`)."""
 
 import os
+import signal
 import socket
 import sys
 import threading
@@ -85,6 +86,7 @@ def joined(
     if coordinator_address is not None and process_id == 0:
         _check_port_is_free(coordinator_address)
     _initialize(timeout, coordinator_address, num_processes, process_id)
+    _hear_sigterm_again()
     try:
         yield
     except (UsageError, DataError, TrainingError, Interrupted):
@@ -145,6 +147,12 @@ def _initialize(timeout: int, *address: Any) -> None:
                 " --coordinator_address, --num_processes and --process_id"
             ) from error
         raise TrainingError(f"cannot join the other processes: {' '.join(str(error).split())}") from error
+
+
+def _hear_sigterm_again() -> None:
+    """The runtime takes SIGTERM for itself, for a service that nobody here asks."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
 
 def _check_port_is_free(coordinator_address: str) -> None:
