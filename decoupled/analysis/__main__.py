@@ -7,6 +7,7 @@ Writes analysis.html into the run's folder. Exit codes are those of train.py.
 
 import argparse
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -81,4 +82,5 @@ def _tuples(value: Any) -> Any:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # there is nothing to lose: no exception, no traceback
     main()

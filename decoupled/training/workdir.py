@@ -94,6 +94,8 @@ class Workdir:
             raise TrainingError(f"{self.path} is gone, and with it the checkpoints of this run")
         self._metrics.flush()
         os.fsync(self._metrics.fileno())
+        if self._events is not None:
+            self._events.flush()
         self._checkpoints.save(step, tree, {**notes, _LOGGED: self._metrics.tell()})
         self.last_checkpoint = step
 
