@@ -7,7 +7,7 @@ import io
 import os
 import sys
 from collections.abc import Callable
-from logging import getLogger
+from logging import getLogger, shutdown
 from typing import NoReturn
 
 from absl import app, flags, logging
@@ -40,7 +40,6 @@ def run(program: str, main: Callable[[], None]) -> None:
     """
 
     def guarded(argv: list[str]) -> None:
-        from decoupled.distributed import leave
         from decoupled.errors import DataError, Interrupted, MissingPackage, TrainingError, UsageError
 
         logging.set_verbosity(logging.INFO)
@@ -51,12 +50,12 @@ def run(program: str, main: Callable[[], None]) -> None:
                 raise UsageError(f"cannot make sense of {' '.join(argv[1:])!r}; see --help")
             main()
         except UsageError as error:
-            _fail(program, str(error), 2, leave)
+            _fail(program, str(error), 2)
         except (DataError, MissingPackage, TrainingError) as error:
-            _fail(program, str(error), 1, leave)
+            _fail(program, str(error), 1)
         except Interrupted as stopped:
-            _fail(program, str(stopped), 128 + stopped.signal, leave)
-        interrupts.will_exit(0)
+            _fail(program, str(stopped), 128 + stopped.signal)
+        interrupts.will_succeed()
 
     interrupts.heed(program)
     app.run(guarded, flags_parser=lambda argv: _parse_flags(program, argv))
@@ -79,7 +78,7 @@ def _parse_flags(program: str, argv: list[str]) -> list[str]:
         sys.exit(0 if any(word.startswith(("--help", "-help", "-?")) for word in argv) else 1)
 
 
-def _fail(program: str, message: str, code: int, leave: Callable[[int], NoReturn] = sys.exit) -> NoReturn:
+def _fail(program: str, message: str, code: int) -> NoReturn:
     print(f"{program}: {message}", file=sys.stderr)
-    interrupts.will_exit(code)
-    leave(code)
+    shutdown()  # what others log to files
+    interrupts.leave(code)

@@ -20,7 +20,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _GRACE_SECONDS = 1.0
 
 _program = ""
-_exit_code: int | None = None
+_succeeds = False
 
 
 def heed(program: str) -> None:
@@ -47,13 +47,25 @@ def heed(program: str) -> None:
         os.register_at_fork(after_in_child=_as_before)
 
 
-def will_exit(code: int) -> None:
-    """Says with which code the program is about to end, by `sys.exit`: then no destructor will run.
+def leave(code: int) -> NoReturn:
+    """Ends the program at once, and runs no destructor.
 
-    They come after all that has to be done at the exit, and when nobody heeds signals any more.
+    One may crash beside threads that go on, or wait for other processes; and these may be waiting for this
+    one in the middle of a step.
     """
-    global _exit_code
-    _exit_code = code
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(code)
+
+
+def will_succeed() -> None:
+    """Says that the program is about to end with exit code 0: no destructor will run then either.
+
+    What is registered with `atexit` is done. Destructors come later, when nobody heeds signals any more.
+    """
+    global _succeeds
+    _succeeds = True
 
 
 def _watch(heard, told) -> None:
@@ -64,9 +76,9 @@ def _watch(heard, told) -> None:
             if number not in _SIGNALS:
                 continue
             if left_to_others:
-                _leave(number, ", at once, since it is the second signal")
+                _end(number, ", at once, since it is the second signal")
             if signal.getsignal(number) is _at_the_latest:
-                _leave(number)
+                _end(number)
             left_to_others = True
             _say(f"{signal.Signals(number).name}: stopping after this step; a second signal stops at once")
 
@@ -75,18 +87,13 @@ def _at_the_latest(number: int, frame: FrameType | None) -> None:
     """The main thread does no more, and ends the process where the other thread cannot, or not yet."""
     del frame
     time.sleep(_GRACE_SECONDS)
-    _end(number)
-
-
-def _leave(number: int, why: str = "") -> NoReturn:
-    with contextlib.suppress(Exception):
-        sys.stdout.flush()  # stuck, perhaps
-    _end(number, why)
+    _say(f"stopped by {signal.Signals(number).name}")
+    os._exit(128 + number)  # flushing is what the other one may be stuck in
 
 
 def _end(number: int, why: str = "") -> NoReturn:
     _say(f"stopped by {signal.Signals(number).name}{why}")
-    os._exit(128 + number)
+    leave(128 + number)
 
 
 def _say(message: str) -> None:
@@ -95,17 +102,14 @@ def _say(message: str) -> None:
 
 
 def _leave_out_destructors() -> None:
-    if _exit_code is not None:
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(Exception):
-                stream.flush()
-        os._exit(_exit_code)
+    if _succeeds:
+        leave(0)
 
 
 def _as_before() -> None:
     """A forked process has no such thread, and must not tell its parent's."""
-    global _exit_code
-    _exit_code = None
+    global _succeeds
+    _succeeds = False
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,14 +1,13 @@
 """One run in several processes, on one machine or many (`jax.distributed`)."""
 
-import os
+import signal
 import socket
-import sys
 import threading
 import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 
@@ -73,7 +72,8 @@ def joined(
     Raises:
       UsageError: the three do not go together, or no cluster was found.
       TrainingError: the processes did not find one another, or one failed. What a failing process raises
-        has to end it by `leave`, so that the others need not wait for it.
+        has to end it by `os._exit`: in the usual way it would meet the others once more, and these may be
+        waiting for it in the middle of a step.
     """
     check_address(coordinator_address, num_processes, process_id)
     if detect and coordinator_address is not None:
@@ -85,6 +85,7 @@ def joined(
     if coordinator_address is not None and process_id == 0:
         _check_port_is_free(coordinator_address)
     _initialize(timeout, coordinator_address, num_processes, process_id)
+    _hear_sigterm_again()
     try:
         yield
     except (UsageError, DataError, TrainingError, Interrupted):
@@ -97,19 +98,6 @@ def joined(
             f"process {jax.process_index()} of {jax.process_count()} cannot go on: {first_line} (if a"
             " connection was lost, another process failed first: see its messages)"
         ) from error
-
-
-def leave(code: int) -> NoReturn:
-    """Ends this program; if it failed as one of several processes, without waiting for the others.
-
-    A process of several that ends in the usual way meets the others once more. These may be waiting for it
-    in the middle of a step, and would do so until it has left.
-    """
-    if code and jax.distributed.is_initialized():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
 
 
 def _initialize(timeout: int, *address: Any) -> None:
@@ -145,6 +133,12 @@ def _initialize(timeout: int, *address: Any) -> None:
                 " --coordinator_address, --num_processes and --process_id"
             ) from error
         raise TrainingError(f"cannot join the other processes: {' '.join(str(error).split())}") from error
+
+
+def _hear_sigterm_again() -> None:
+    """The runtime takes SIGTERM for itself, for a service that nobody here asks."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
 
 def _check_port_is_free(coordinator_address: str) -> None:

@@ -1,5 +1,6 @@
 """`train.py` as several real processes on this machine; one process with as many devices is the oracle."""
 
+import ctypes
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ import pytest
 
 import decoupled
 from configs import digits
+from decoupled import distributed
 from decoupled.builder import build
 from decoupled.distributed import check_address
 from decoupled.training import Workdir, read_metrics, train_and_evaluate
@@ -144,6 +146,23 @@ def test_a_process_alone_does_not_wait_for_ever():
     assert "Traceback" not in failed.stderr
     (line,) = [line for line in failed.stderr.splitlines() if line.startswith("train.py: ")]
     assert "process 1 has waited 1 s for all 2 processes" in line
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there the runtime takes no signal")
+def test_sigterm_is_heard_though_the_runtime_takes_it(monkeypatch):
+    """As `jax.distributed.initialize` does, below Python."""
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+    try:
+        ignore = ctypes.c_void_p(1)
+        taken = lambda *_: ctypes.CDLL(None).signal(signal.SIGTERM, ignore)  # noqa: E731
+        monkeypatch.setattr(distributed, "_initialize", taken)
+        monkeypatch.setattr(jax.config, "update", lambda *_: None)
+        with distributed.joined("127.0.0.1:1", 2, 1):
+            os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert heard == [signal.SIGTERM]
 
 
 def test_a_mistake_in_the_flags_gets_one_line():

@@ -22,7 +22,7 @@ def test_a_run_from_the_command_line(tmp_path):
         "--config.epochs=2",
         "--config.seed=3",
         # A system of ASCII alone, where Python is not told to use UTF-8 all the same.
-        env={**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "MPLCONFIGDIR": str(tmp_path)},
+        env={**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0"},
     )
     assert done.returncode == 0, done.stderr
     assert "R²" in (workdir / "report.html").read_text(encoding="utf-8")

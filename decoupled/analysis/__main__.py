@@ -6,6 +6,7 @@ Writes analysis.html into the run's folder. Exit codes are those of train.py.
 """
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -28,4 +29,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # there is nothing to lose: no exception, no traceback
     main()

@@ -130,6 +130,8 @@ class Workdir:
             raise TrainingError(f"{self.path} is gone, and with it the checkpoints of this run")
         self._metrics.flush()
         os.fsync(self._metrics.fileno())
+        if self._events is not None:
+            self._events.flush()
         self._checkpoints.save(step, tree, {**notes, _LOGGED: self._metrics.tell()})
         # The checkpoint before this one may yet be gone back to, and the best state of its time with it.
         keep_best(self.path, least=self.last_checkpoint or 0)

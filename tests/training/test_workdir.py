@@ -72,6 +72,16 @@ def test_a_run_goes_on_from_its_last_checkpoint(unfinished):
     ]
 
 
+def test_a_kill_after_a_checkpoint_loses_no_event_from_before_it(tmp_path):
+    """A run that goes on logs none of them again."""
+    with Workdir(tmp_path, CONFIG) as workdir:
+        workdir.resume(print)
+        workdir.log("train", 1, {"loss": 0.25})
+        workdir.checkpoint(1, {"w": np.ones(3)}, {})
+        (events,) = tmp_path.glob("events.out.tfevents.*")
+        assert b"train/loss" in events.read_bytes()
+
+
 def test_a_line_cut_off_by_a_kill_is_forgotten(unfinished):
     with open(unfinished / "metrics.jsonl", "a", encoding="utf-8") as metrics:
         metrics.write('{"kind": "tr')
