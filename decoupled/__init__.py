@@ -7,7 +7,7 @@ from decoupled import estimators, losses, models
 from decoupled.backward_rules import feedback_alignment, sign_symmetric, with_backward_rule
 from decoupled.boundaries import Boundary, NNXBoundary, boundary, split_optimizer
 from decoupled.dispatch import dispatched
-from decoupled.errors import DataError, Interrupted, TrainingError, UsageError
+from decoupled.errors import DataError, Interrupted, MissingPackage, TrainingError, UsageError
 from decoupled.learner import Learner, make_learner
 from decoupled.modules import compose, cut, from_functions, from_linen, from_nnx
 from decoupled.pipeline import make_pipeline
@@ -34,6 +34,7 @@ __all__ = [
     "Learner",
     "LearnerState",
     "Metrics",
+    "MissingPackage",
     "Module",
     "ModuleState",
     "ModuleStep",
