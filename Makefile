@@ -8,7 +8,7 @@ BIN := .venv/bin
 
 TESTS := -m pytest --numprocesses=auto --dist=loadscope
 
-.PHONY: train test test-all mutants versions check fuzz bench soak results compare paper paper-full
+.PHONY: train test test-all mutants versions wheel check fuzz bench soak results compare paper paper-full
 
 train: .venv/installed
 	$(BIN)/python train.py $(or $(ARGS),--config=configs/digits.py)
@@ -31,6 +31,10 @@ mutants: .venv/installed-dev
 versions: .venv/installed-dev
 	.ci/versions install .versions
 	.ci/versions test .versions
+
+# Builds wheel and sdist, and uses them in empty environments on two Pythons.
+wheel: .venv/installed-dev
+	.ci/wheel
 
 # Lint, format and types.
 check: .venv/installed-dev

@@ -4,8 +4,8 @@ import inspect
 import sys
 import traceback
 from importlib.machinery import SourceFileLoader
-from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from absl import flags
@@ -13,7 +13,7 @@ from absl import flags
 try:
     from ml_collections import ConfigDict, config_flags
 except ModuleNotFoundError as error:
-    sys.exit(f"{error.name} is missing: pip install 'decoupled[train]'")
+    sys.exit(f"{Path(sys.argv[0]).name}: {error.name} is missing: pip install 'decoupled[train]'")
 
 flags.disclaim_key_flags()  # --help lists the flag with the program that has it.
 
@@ -36,12 +36,12 @@ def name_of(config: flags.FlagHolder) -> str:
 
 
 class _Parser(flags.ArgumentParser):
-    """`ml_collections` hands on whatever goes wrong in a config file, or hides it until the config is used."""
+    """That of `ml_collections` passes on what goes wrong in a file, or hides it until the end."""
 
-    def parse(self, path: str) -> ConfigDict:
-        if not path:
+    def parse(self, argument: str) -> ConfigDict:
+        if not argument:
             raise BadConfigFile("--config is empty: name a file, like configs/digits.py")
-        file, *variant = path.split(":", 1)
+        file, *variant = argument.split(":", 1)
         try:
             Path(file).read_bytes()
         except OSError as error:
@@ -85,11 +85,10 @@ def _returned(file: str, variant: list[str]) -> ConfigDict:
 
 
 def _executed(file: str) -> Any:
-    spec = spec_from_loader("config_file_given", SourceFileLoader("config_file_given", file))
-    assert spec and spec.loader
-    module = module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    loader = SourceFileLoader("config_file_given", file)
+    module = ModuleType(loader.name)
+    sys.modules[loader.name] = module
+    loader.exec_module(module)
     return module
 
 
@@ -97,10 +96,11 @@ def _check_variant(file: str, get_config: Any, variant: list[str]) -> None:
     try:
         inspect.signature(get_config).bind(*variant)
     except TypeError as error:
-        advice = f"leave out {':' + variant[0]!r}" if variant else f"add one, --config={file}:VARIANT"
-        raise BadConfigFile(
-            f"get_config() in {file} takes {'no' if variant else 'a'} variant: {advice}"
-        ) from error
+        if variant:
+            problem = f"takes no variant: leave out {':' + variant[0]!r}"
+        else:
+            problem = f"takes a variant: add one, --config={file}:VARIANT"
+        raise BadConfigFile(f"get_config() in {file} {problem}") from error
 
 
 def _place(file: str, error: Exception) -> str:

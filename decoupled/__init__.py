@@ -17,7 +17,7 @@ from decoupled.boundaries import (
     tie,
 )
 from decoupled.dispatch import dispatched
-from decoupled.errors import DataError, Interrupted, TrainingError, UsageError
+from decoupled.errors import DataError, Interrupted, MissingPackage, TrainingError, UsageError
 from decoupled.learner import Learner, make_learner
 from decoupled.modules import compose, cut, from_functions, from_linen, from_nnx
 from decoupled.pipeline import make_pipeline
@@ -45,6 +45,7 @@ __all__ = [
     "Learner",
     "LearnerState",
     "Metrics",
+    "MissingPackage",
     "Module",
     "ModuleState",
     "ModuleStep",

@@ -16,6 +16,7 @@ with extra("train"):
 
 _MOST_COUNTED = 2**31 - 1  # by the int32 counters on devices
 _MOST_FLOAT32 = 3.4028234663852886e38
+_ALIKE = 0.75  # as `difflib` measures it: below, a suggestion would only mislead
 
 
 class Range(NamedTuple):
@@ -186,11 +187,18 @@ def _unread(config: ml_collections.ConfigDict, known: Collection[str], path: str
 
 
 def _advice(field: str, known: Collection[str]) -> str:
-    """What to do about a field that nothing reads: the likeliest that was meant, by its path or its name."""
-    likely = difflib.get_close_matches(field, known, n=1)
-    by_name = {other.rpartition(".")[2]: other for other in known}
-    likely += [by_name[name] for name in difflib.get_close_matches(field.rpartition(".")[2], by_name, n=1)]
-    return f"did you mean {likely[0]}?" if likely else "leave it out; configs/base.py has every field"
+    """What to do about a field that nothing reads."""
+    name, names = _name(field), [_name(other) for other in known]
+    if name not in names:
+        if likely := difflib.get_close_matches(field, known, n=1, cutoff=_ALIKE):
+            return f"did you mean {likely[0]}?"
+        name = next(iter(difflib.get_close_matches(name, names, n=1, cutoff=_ALIKE)), None)
+    likely = [other for other in known if _name(other) == name]
+    return f"did you mean {' or '.join(likely)}?" if likely else "leave it out; see configs/base.py"
+
+
+def _name(field: str) -> str:
+    return field.rpartition(".")[2]
 
 
 def _refused(field: str, value: Any, allowed: str) -> UsageError:

@@ -10,7 +10,7 @@ import decoupled
 from configs import base
 from decoupled import builder
 from decoupled.builder import build
-from decoupled.config_checks import RANGES, check, value_of
+from decoupled.config_checks import RANGES, check, fields_known, value_of
 
 STILL = settings(derandomize=True, deadline=None, database=None)
 
@@ -112,6 +112,44 @@ def test_choices_texts_and_flags(field):
     wrong = [None, 1, 2.5, ("x",), b"mesh"] + ([""] if field in CHOICES else [])
     for value in wrong:
         assert told(field, value).startswith(shown(field, value)), value
+
+
+def test_the_table_has_the_fields_of_the_base_and_no_others():
+    known = fields_known(CHOICES)
+    assert set(known) == FIELDS.keys()
+    assert len(known) == len(set(known))
+
+
+def test_a_field_that_nothing_reads_is_refused_with_the_one_that_was_meant():
+    with pytest.raises(
+        decoupled.UsageError,
+        match=r"^nothing reads config\.optimizer\.learningrate: did you mean optimizer\.learning_rate\?$",
+    ):
+        build(with_value("optimizer.learningrate", 0.1))
+    assert told("early_stopping", 3) == (
+        "nothing reads config.early_stopping: leave it out; see configs/base.py"
+    )
+    # Elsewhere than where it is, in the wrong section, in one that is no section, and a section of its own.
+    assert told("width", 3).endswith("did you mean model.mlp.width or estimator.similarity.width?")
+    assert told("estimator.lam", 0.3).endswith("did you mean estimator.bp_lambda.lam?")
+    assert told("estimator.probe", {"hidden": (3,)}).startswith("nothing reads config.estimator.probe: ")
+    assert told("augmentation", {}).startswith("nothing reads config.augmentation: ")
+
+
+@pytest.mark.parametrize("field", [field for field in FIELDS if "_" in field.rpartition(".")[2]])
+def test_a_forgotten_underscore(field):
+    path, dot, name = field.rpartition(".")
+    assert told(path + dot + name.replace("_", ""), FIELDS[field]).endswith(f"did you mean {field}?")
+
+
+@pytest.mark.parametrize("section", ["model", "model.mlp", "estimator", "optimizer", "parallel"])
+def test_a_value_in_the_place_of_a_section(section):
+    for value in ("probe", None, 3, ("a",)):
+        message = told(section, value)
+        assert message.startswith(
+            f"config.{section} is {value!r}: choose a section of fields, like config."
+        )
+        assert "\n" not in message
 
 
 def test_an_estimator_within_itself():

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from configs import digits
 from tests.commands import run
 
 
@@ -15,9 +16,11 @@ def call(*arguments, **options):
 
 
 def test_a_run_from_the_command_line(tmp_path):
-    workdir = tmp_path / "run"
+    workdir, saved = tmp_path / "run", tmp_path / "config.json"
+    # Of another run. What --config=configs/digits.py does is the test of `make train`.
+    saved.write_text(json.dumps(digits.get_config().to_dict()), encoding="utf-8")
     done = call(
-        "--config=configs/digits.py",
+        f"--config={saved}",
         f"--workdir={workdir}",
         "--config.epochs=2",
         "--config.seed=3",
@@ -31,6 +34,11 @@ def test_a_run_from_the_command_line(tmp_path):
     assert str(workdir) in done.stderr.splitlines()[-1]
     summary = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
     assert (summary["epochs"], summary["seed"]) == (2, 3)
+    assert json.loads((workdir / "config.json").read_text()) == {
+        **json.loads(saved.read_text()),
+        "epochs": 2,
+        "seed": 3,
+    }
 
 
 @pytest.mark.parametrize(
@@ -38,9 +46,12 @@ def test_a_run_from_the_command_line(tmp_path):
     [
         ([], 2, "say what to train: --config=configs/digits.py"),
         (["--confg=x"], 2, "Did you mean: config"),
-        (["--config=configs/nope.py"], 2, "No such file or directory: 'configs/nope.py'"),
+        (["--config=configs/nope.py"], 2, "cannot read 'configs/nope.py': No such file or directory"),
+        (["--config=configs/__init__.py"], 2, r"configs/__init__.py has no get_config\(\): write one"),
         (["--config=configs/digits.py", "--config.epoch=1"], 2, 'Did you mean "epochs" instead of "epoch"'),
         (["--config=configs/digits.py", "--config.epochs=x"], 2, "--config.epochs=x"),
+        (["--config=configs/digits.py", "--config.seed[0]=1"], 2, "no such config field: .*seed.0."),
+        (["--config=configs/digits.py", "--config.estimator=probe"], 2, "--config.estimator=probe: "),
         (["--config=configs/cifar.py:slow"], 2, "has no variant 'slow': use :quick or nothing"),
         (["--config=configs/digits.py", "more"], 2, "cannot make sense of 'more'"),
         (["--config=configs/digits.py", "--workdir=/dev/null/run"], 2, "cannot write to /dev/null/run"),
