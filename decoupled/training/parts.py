@@ -169,7 +169,11 @@ def _load(where: str | os.PathLike[str], like: PyTree) -> PyTree:
             held = sorted(found.files) if isinstance(found, np.lib.npyio.NpzFile) else "one array"
             if held != sorted(_names(like)):
                 raise DataError(f"{path} holds {held}, which is not what this part has")
-            leaves = [found[name] for name in _names(like)]
+            # NumPy writes bfloat16 as two bytes of no type.
+            leaves = [
+                leaf.view(jax.numpy.bfloat16) if leaf.dtype == "V2" else leaf
+                for leaf in (found[name] for name in _names(like))
+            ]
         return jax.tree.map(jax.numpy.asarray, from_host(like, leaves))
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} cannot be read, or is of another kind: {error}") from error

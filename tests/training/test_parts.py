@@ -88,6 +88,14 @@ def test_what_does_not_fit_is_refused(tmp_path):
         save_module(tmp_path / "no" / "folder.npz", learner, state, "hidden_1")
 
 
+def test_bfloat16_comes_back(tmp_path):
+    learner, state = learner_of(decoupled.from_linen(nn.Dense(3, param_dtype=jnp.bfloat16), "half"))
+    save_module(tmp_path / "half.npz", learner, state, "half")
+    new = load_module(tmp_path / "half.npz", learner, state, "half")
+    chex.assert_trees_all_equal(new.modules[0].params, state.modules[0].params)
+    assert new.modules[0].params["kernel"].dtype == jnp.bfloat16
+
+
 class Plain(nn.Module):
     """The same network as Flax has it."""
 
