@@ -26,7 +26,10 @@ def direct_random_target_projection(context: Context) -> Estimator:
       Frenkel, Lefebvre & Bol 2021, "Learning without feedback" (arXiv 1909.01311).
     """
     if context is None:
-        raise UsageError("direct random target projection needs a context: it projects the label")
+        raise UsageError(
+            "direct random target projection needs a context (config.estimator.conditioned): it projects"
+            " the label"
+        )
 
     def init(key: Key, h: Array, y: Array) -> PyTree:
         return {"B": _FEEDBACK_INIT(key, (encoded(context, y, h).shape[1], flatten(h).shape[1]))}

@@ -40,7 +40,10 @@ def similarity(
       Nøkland & Eidnes 2019 (arXiv 1901.06656), section 2; they put convolutions in the place of M for maps.
     """
     if context is None or not 0 <= weight <= 1:
-        raise UsageError("the similarity loss needs a context that encodes y, and a weight from 0 to 1")
+        raise UsageError(
+            "the similarity loss needs a context that encodes y (config.estimator.conditioned), and a"
+            " weight from 0 to 1"
+        )
     head = AuxiliaryHead(num_outputs, ())
 
     def init(key: Key, h: Array, y: Array) -> PyTree:

@@ -79,4 +79,25 @@ MUTANTS = (
         "jax.random.split(jax.random.fold_in(key, 0))",
         ("tests/training/test_run.py::test_augmentation_and_coins_change_from_step_to_step",),
     ),
+    Mutant(
+        "the latest network is kept as the best",
+        "decoupled/training/monitor.py",
+        'if kind != "validation" or (self._best and result["accuracy"] <= self._best["accuracy"]):',
+        'if kind != "validation":',
+        ("tests/training/test_numerics.py",),
+    ),
+    Mutant(
+        "predictions without the normalisation of training",
+        "decoupled/predict.py",
+        "learner.predict(state, inputs(images))",
+        "learner.predict(state, images.astype(jnp.float32))",
+        ("tests/training/test_going_on.py",),
+    ),
+    Mutant(
+        "a run ends without a checkpoint of its end",
+        "decoupled/training/loop.py",
+        "keep = stop or done == last or (",
+        "keep = stop or (",
+        ("tests/training/test_going_on.py",),
+    ),
 )

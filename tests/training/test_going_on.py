@@ -178,7 +178,7 @@ def test_what_does_not_predict(whole, tmp_path):
     for images in (np.zeros((2, 8, 8), np.uint8), np.zeros((2, 9, 8, 1), np.uint8), np.zeros((2, 8, 8, 1))):
         with pytest.raises(decoupled.UsageError, match=r"takes uint8 of shape \(examples, 8, 8, 1\)"):
             predict(images)
-    with pytest.raises(decoupled.UsageError, match=r"holds no run of train.py: no config.json"):
+    with pytest.raises(decoupled.UsageError, match=r"holds no run of train.py: .*config.json"):
         load_predictor(tmp_path)
     with pytest.raises(
         decoupled.UsageError, match="there is no 'last' network of a run: choose 'trained' or"

@@ -139,3 +139,20 @@ def test_an_estimator_far_worse_than_none_is_told_once():
         "step 4: the estimator after hidden_0 diverges ",
     ]
     assert "(R2 -50): lower config.estimator_optimizer.learning_rate" in listener.said[0]
+
+
+def test_the_best_network_is_the_first_of_the_highest_validation_accuracy():
+    _, monitor = watcher()
+    seen = [
+        ("validation", 0.5),
+        ("validation", 0.7),
+        ("test", 0.9),
+        ("validation", 0.6),
+        ("validation", 0.7),
+    ]
+    best = [
+        monitor.evaluation(kind, step, step, {"accuracy": accuracy, "loss": 1.0})
+        for step, (kind, accuracy) in enumerate(seen, 1)
+    ]
+    assert best == [True, True, False, False, False]
+    assert monitor.best == {"accuracy": 0.7, "step": 2}

@@ -231,6 +231,14 @@ def test_augmentation_and_coins_change_from_step_to_step():
             },
             "config.estimator.conditioned is False, but every estimate of probe is made of the labels",
         ),
+        (
+            {"estimator.name": "similarity", "estimator.conditioned": False},
+            r"needs a context that encodes y \(config.estimator.conditioned\)",
+        ),
+        (
+            {"estimator.name": "direct_random_target_projection", "estimator.conditioned": False},
+            r"needs a context \(config.estimator.conditioned\): it projects the label",
+        ),
         ({"data_dir": "/data"}, "config.data_dir is '/data', but digits is in no folder: leave it out"),
         ({"batch_size": 2000}, "batch_size is 2000, but there are only 1237"),
         ({"epochs": 0}, "config.epochs is 0: choose a whole number from 1 to 2147483647"),
