@@ -3,6 +3,7 @@ r"""Trains a network whose modules are decoupled by synthetic gradients.
   python train.py --config=configs/digits.py
   python train.py --config=configs/fashion_mnist.py --config.estimator.name=backprop
   python train.py --config=configs/cifar.py:quick --workdir=runs/first
+  python train.py --config=runs/digits/TIME/config.json --config.seed=1
 
 Several processes, here or on many hosts, train as one (the same command in each, but for its id):
 
