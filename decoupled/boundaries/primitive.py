@@ -62,7 +62,8 @@ def boundary(
       num_examples: the loss is a mean over so many examples; those of h where it is not given. Give
         it where these differ: 1 for a loss that is a sum; time * batch inside a scan over time, if the
         loss is a mean over both; the examples of all devices, if the loss is averaged over devices
-        before it is differentiated; divided by the scale of a loss that is scaled.
+        before it is differentiated; those that `jax.vmap` runs over, where the mean of what it gives is
+        differentiated; divided by the scale of a loss that is scaled.
       batch_axes: 1 for (batch, ...); 2 for (batch, time, ...), where every token counts as an example
         and is given a gradient of its own; 0 under `jax.vmap` over examples.
       tap: zeros from `new_tap`, whose gradient is what `read_taps` reads; nothing is measured without.

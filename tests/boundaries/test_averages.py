@@ -1,5 +1,7 @@
 """Running averages among est_params, however the loss is scaled and its gradients are summed."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -70,13 +72,26 @@ def gradients(sg, way, est_params, h, y):
     return jax.shard_map(half, mesh=mesh, in_specs=(P(), P("d"), P("d")), out_specs=P())(est_params, h, y)
 
 
+@functools.cache
+def chained(name):
+    """est_params, and what a fit of the chain form makes of them."""
+    sg = METHODS[name]
+    h, y = helpers.batch(features=4)
+    est_params = jax.tree.map(lambda leaf: np.asarray(leaf) + 0.1, jax.jit(sg.init)(KEY, h, y))
+    if name == "mean_teacher":  # away from its average
+        est_params["teacher"] = jax.tree.map(lambda leaf: 1.5 * leaf + 0.3, est_params["teacher"])
+    rules = Rules(decoupled.losses.softmax_cross_entropy, optax.sgd(0.0), optax.sgd(RATE))
+    start = lambda: EstimatorState(est_params, rules.optimizer_of(sg).init(est_params))  # noqa: E731
+    return est_params, jax.jit(lambda: fit(rules, sg, start(), h, y, h)[0].params)()
+
+
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", METHODS)
 def test_averages_are_those_of_the_chain_form(name, way):
     """With the rate of what is descended divided by the scale of the loss, nothing else differs."""
     sg = METHODS[name]
     h, y = helpers.batch(features=4)
-    est_params = jax.tree.map(lambda leaf: leaf + 0.1, sg.init(KEY, h, y))
+    est_params, expected = chained(name)
     tx = sg.optimizer(optax.sgd(RATE / WAYS[way]))
 
     @jax.jit
@@ -85,11 +100,8 @@ def test_averages_are_those_of_the_chain_form(name, way):
         updates, _ = tx.update(gradient, tx.init(est_params), est_params)
         return optax.apply_updates(est_params, updates)
 
-    rules = Rules(decoupled.losses.softmax_cross_entropy, optax.sgd(0.0), optax.sgd(RATE))
-    state = EstimatorState(est_params, rules.optimizer_of(sg).init(est_params))
-    chained = jax.jit(lambda state: fit(rules, sg, state, h, y, h)[0].params)(state)
     actual = after(est_params, h, y)
-    chex.assert_trees_all_close(actual, chained, rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(actual, expected, rtol=1e-4, atol=1e-5)
 
     # And both are NumPy's.
     if name == "mean_teacher":
@@ -107,7 +119,7 @@ def test_averages_of_a_summed_loss_stay_in_bounds():
     """60 steps of a batch of 256, after which they were at 2e8."""
     sg = METHODS["mean_teacher"]
     h, y = helpers.batch(size=256, features=4)
-    est_params = sg.init(KEY, h, y)
+    est_params = jax.jit(sg.init)(KEY, h, y)
     tx = sg.optimizer(optax.adam(1e-2))
 
     @jax.jit
@@ -116,21 +128,24 @@ def test_averages_of_a_summed_loss_stay_in_bounds():
         updates, opt_state = tx.update(jax.grad(loss)(est_params), opt_state, est_params)
         return optax.apply_updates(est_params, updates), opt_state
 
-    opt_state, largest = tx.init(est_params), 0.0
+    opt_state, largest = jax.jit(tx.init)(est_params), 0.0
     for _ in range(60):
-        largest = max(largest, *(float(abs(leaf).max()) for leaf in jax.tree.leaves(est_params["teacher"])))
+        teacher = jax.tree.leaves(est_params["teacher"])
+        largest = max(largest, *(np.abs(np.asarray(leaf)).max() for leaf in teacher))
         est_params, opt_state = step(est_params, opt_state)
     # An average is not beyond what it averages.
-    assert all(abs(leaf).max() <= largest + 1e-6 for leaf in jax.tree.leaves(est_params["average"]))
+    assert all(
+        np.abs(np.asarray(leaf)).max() <= largest + 1e-6 for leaf in jax.tree.leaves(est_params["average"])
+    )
 
 
 @pytest.mark.parametrize("name", ["mean_teacher", "recursive_least_squares"])
 def test_where_no_example_comes_averages_stay(name):
     sg = METHODS[name]
-    h, y = helpers.batch(features=4)
-    est_params = jax.tree.map(lambda leaf: leaf + 0.5, sg.init(KEY, h, y))
+    est_params, _ = chained(name)
     tx = sg.optimizer(optax.sgd(1.0))
-    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, est_params), tx.init(est_params), est_params)
+    nothing = jax.tree.map(np.zeros_like, est_params)
+    updates, _ = jax.jit(lambda: tx.update(nothing, tx.init(est_params), est_params))()
     averages = {"mean_teacher": ["average"], "recursive_least_squares": ["gram", "cross"]}[name]
     assert not any(np.any(leaf) for leaf in jax.tree.leaves([updates[n] for n in averages]))
 
@@ -140,13 +155,19 @@ def test_averages_of_layers_that_are_stacked(name):
     """One optimizer for parameters that a scan over layers stacks: as one for each."""
     sg = METHODS[name]
     h, y = helpers.batch(features=4)
-    each = [jax.tree.map(lambda w, i=i: w + 0.1 * i, sg.init(KEY, h, y)) for i in range(2)]
-    gradient = [
-        jax.grad(lambda p, n=n: jnp.square(decoupled.boundary(sg, p, h, y, num_examples=n)).sum())(p)
-        for n, p in enumerate(each, start=1)
-    ]
     tx = sg.optimizer(optax.sgd(0.1))
-    stack = lambda trees: jax.tree.map(lambda *w: jnp.stack(w), *trees)  # noqa: E731
-    expected = stack([tx.update(g, tx.init(p), p)[0] for g, p in zip(gradient, each, strict=True)])
-    actual, _ = tx.update(stack(gradient), tx.init(stack(each)), stack(each))
+    each = [jax.tree.map(lambda w, i=i: w + 0.1 * i, chained(name)[0]) for i in range(2)]
+    stack = lambda trees: jax.tree.map(lambda *w: np.stack(w), *trees)  # noqa: E731
+
+    @jax.jit
+    def gradient(p, n):
+        return jax.grad(lambda p: jnp.square(decoupled.boundary(sg, p, h, y, num_examples=n)).sum())(p)
+
+    @jax.jit
+    def update(gradient, params):
+        return tx.update(gradient, tx.init(params), params)[0]
+
+    gradients = [gradient(p, n) for n, p in enumerate(each, start=1)]
+    expected = stack([update(g, p) for g, p in zip(gradients, each, strict=True)])
+    actual = update(stack(gradients), stack(each))
     chex.assert_trees_all_close(actual, expected, rtol=1e-4, atol=1e-5)

@@ -32,7 +32,7 @@ def measured(learner, state, x, y, **options):
     """The network of the chain, with a boundary and a tap between its modules."""
     error = None
     if learner.estimators[0].reads is Reads.ERROR:
-        error = losses.output_error(learner.loss, learner.predict(state, x), y)[1]
+        error = losses.output_error(learner.loss, jax.jit(learner.predict)(state, x), y)[1]
 
     def loss(taps):
         h = x
@@ -148,7 +148,7 @@ def test_nothing_is_computed_for_a_tap_that_is_not_asked_for():
 
 
 def test_where_there_is_nothing_to_compare():
-    zero = jax.grad(lambda tap: loss_of(tap, jnp.zeros_like(H), Y))(new_tap())
+    zero = jax.jit(jax.grad(lambda tap: loss_of(tap, jnp.zeros_like(H), Y)))(new_tap())
     (report,) = read_taps(zero).values()
     assert (report.cosine, report.r_squared) == (0.0, -np.inf)
     (report,) = read_taps(jax.grad(lambda tap: 0.0 * tap.sum())(new_tap())).values()
@@ -185,7 +185,7 @@ class Block(nn.Module):
 
 def linen_reports(model, variables, x, y):
     rest = {"batch_stats": variables["batch_stats"]}
-    _, made = model.apply(variables, x, y, mutable=["batch_stats", "taps"])
+    _, made = jax.jit(partial(model.apply, mutable=["batch_stats", "taps"]))(variables, x, y)
 
     def loss(params, taps):
         variables = {"params": params, "taps": taps, **rest}
@@ -201,9 +201,12 @@ def linen_reports(model, variables, x, y):
 def test_linen_models_measure_where_taps_are_passed_along():
     x, y = helpers.batch()
     model = Network()
-    variables = model.init(KEY, x, y)
+    variables = jax.jit(model.init)(KEY, x, y)
     assert set(variables) == {"params", "batch_stats"}
-    assert set(model.apply(variables, x, y, mutable=True)[1]) == {"params", "batch_stats"}
+    assert set(jax.eval_shape(partial(model.apply, mutable=True), variables, x, y)[1]) == {
+        "params",
+        "batch_stats",
+    }
     variables["params"] = jax.tree.map(lambda w: w + 0.1, variables["params"])
     reports = linen_reports(model, variables, x, y)
     assert list(reports) == ["first", "layer_0/cut", "layer_1/cut"]
@@ -243,7 +246,7 @@ def test_nnx_models_measure_where_they_have_taps():
     gradient = nnx.jit(nnx.grad(loss, argnums=nnx.DiffState(0, (nnx.Param, Tap))))(model)
     of_params, seen = nnx.split_state(gradient, nnx.Param, Tap)
     chex.assert_trees_all_close(
-        jax.tree.leaves(of_params), jax.tree.leaves(nnx.grad(loss)(without)), atol=1e-6
+        jax.tree.leaves(of_params), jax.tree.leaves(nnx.jit(nnx.grad(loss))(without)), atol=1e-6
     )
     reports = read_taps(seen)
     assert list(reports) == ["cut"]

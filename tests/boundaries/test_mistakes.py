@@ -35,7 +35,13 @@ def activations(name):
 
 def hand_down(estimator, est_params, h, y=None, error=None, **options):
     loss = lambda h: decoupled.boundary(estimator, est_params, h, y, error, name="mine", **options).sum()  # noqa: E731
-    return jax.grad(loss)(h)
+    return jax.eval_shape(jax.grad(loss), h)
+
+
+def shapes(estimator, h, y):
+    """Parameters of which none matters: whatever is wrong is found while tracing."""
+    like = jax.eval_shape(lambda: estimator.init(KEY, h, y))
+    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
 
 
 def one_line(error):
@@ -57,9 +63,9 @@ def one_line(error):
 def test_a_context_is_a_vector_an_example(name, context, y, message):
     estimator = CONDITIONED[name](context)
     with pytest.raises(UsageError, match=message if name != "loss_shaped" else "context"):
-        estimator.init(KEY, activations(name), y)
+        shapes(estimator, activations(name), y)
     # And where the parameters are those of a context that is one.
-    est_params = CONDITIONED[name](lambda y: jnp.ones((len(y), 10))).init(KEY, activations(name), Y)
+    est_params = shapes(CONDITIONED[name](lambda y: jnp.ones((len(y), 10))), activations(name), Y)
     with pytest.raises(UsageError, match=r"^mine: .*context") as error:
         hand_down(estimator, est_params, activations(name), y)
     assert one_line(error)
@@ -87,11 +93,13 @@ def test_contexts_as_they_should_be():
     for name, make in CONDITIONED.items():
         encoding, as_given = make(estimators.one_hot(10)), make(estimators.as_given)
         h = activations(name)
-        est_params = encoding.init(KEY, h, Y)
+        est_params = jax.tree.map(lambda leaf: leaf + 0.1, shapes(encoding, h, Y))
         if name == "similarity":
             continue  # whose other part takes labels
-        expected = encoding.estimate(est_params, h, Y, None)
-        np.testing.assert_array_equal(as_given.estimate(est_params, h, given, None), expected)
+        both = jax.jit(
+            lambda p, h=h, a=encoding, b=as_given: (a.estimate(p, h, Y), b.estimate(p, h, given))
+        )
+        np.testing.assert_array_equal(*both(est_params))
 
 
 class Head(nn.Module):
@@ -111,7 +119,7 @@ def test_units_are_not_taken_for_examples(method):
     with pytest.raises(UsageError, match=message) as error:
         Head(estimator).init(KEY, H[0])
     assert one_line(error)
-    variables = Head(estimator).init(KEY, H)
+    variables = jax.jit(Head(estimator).init)(KEY, H)
     with pytest.raises(UsageError, match=message):
         jax.vmap(lambda x: Head(estimator).apply(variables, x))(H)
     with pytest.raises(UsageError, match=r"^mine: h has shape \(4,\)"):
@@ -119,8 +127,8 @@ def test_units_are_not_taken_for_examples(method):
     one = NNXBoundary(estimator, 4, rngs=nnx.Rngs(0), name="cut")
     with pytest.raises(UsageError, match=message):
         one(H[0])
-    out = jax.vmap(lambda x: Head(estimator, batch_axes=0).apply(variables, x))(H)
-    np.testing.assert_allclose(out, Head(estimator).apply(variables, H), rtol=1e-5, atol=1e-6)
+    out = jax.jit(jax.vmap(lambda x: Head(estimator, batch_axes=0).apply(variables, x)))(H)
+    np.testing.assert_allclose(out, jax.jit(Head(estimator).apply)(variables, H), rtol=1e-5, atol=1e-6)
 
 
 def test_a_chain_needs_an_axis_of_features_too():
@@ -151,7 +159,7 @@ def joined(y):
 
 def test_labels_in_a_dict_of_another_width():
     estimator = estimators.linear(joined)
-    est_params = estimator.init(KEY, H, {"label": Y, "place": jnp.ones((8, 2))})
+    est_params = shapes(estimator, H, {"label": Y, "place": jnp.ones((8, 2))})
     y = {"label": Y, "place": jnp.ones((8, 5))}
     message = r"labels \{label: \(8,\), place: \(8, 5\)\}: they are B \(5, 4\) where B \(8, 4\) is needed"
     with pytest.raises(UsageError, match=message):
@@ -166,7 +174,7 @@ def test_soft_labels_are_given():
     with pytest.raises(UsageError, match=r"y is float32 of shape \(8, 3\) \(for what .* use as_given\)"):
         CONTEXT(jnp.ones((8, 3)))
     with pytest.raises(UsageError, match="soft labels give another loss"):
-        estimators.probe(3).estimate(estimators.probe(3).init(KEY, H, Y), H, jnp.ones((8, 3)), None)
+        estimators.probe(3).estimate(shapes(estimators.probe(3), H, Y), H, jnp.ones((8, 3)), None)
     with pytest.raises(UsageError, match="takes integer labels, not float32"):
         losses.softmax_cross_entropy(jnp.ones((8, 3)), jnp.ones(8))
 
@@ -191,10 +199,10 @@ def test_a_loss_gives_one_number_an_example():
     # A local loss that is a mean would hand down gradients of a mean.
     head = estimators.probe(3, loss=lambda out, y: losses.softmax_cross_entropy(out, y).mean())
     with pytest.raises(UsageError, match=r"has shape \(\), but must be one number an example"):
-        head.estimate(head.init(KEY, H, Y), H, Y, None)
+        head.estimate(shapes(head, H, Y), H, Y, None)
     alike = estimators.similarity(3, CONTEXT, loss=head_loss)
     with pytest.raises(UsageError, match=r"has shape \(\), but must be one number an example"):
-        alike.estimate(alike.init(KEY, H, Y), H, Y, None)
+        alike.estimate(shapes(alike, H, Y), H, Y, None)
 
 
 def head_loss(out, y):
@@ -265,8 +273,7 @@ def test_collections_that_a_lifted_transformation_leaves_out(lift, estimator, ax
     with pytest.raises(UsageError, match=f"^boundary .*cut: the .*{estimator.name} .*{message}") as error:
         Network(complete=False).init(KEY, H, Y)
     assert one_line(error)
-    variables = Network(complete=True).init(KEY, H, Y)
-    leaves = jax.tree.leaves(variables)
+    leaves = jax.tree.leaves(jax.eval_shape(Network(complete=True).init, KEY, H, Y))
     assert all(leaf.shape[0] == 2 for leaf in leaves)
     with pytest.raises(
         UsageError, match=rf"cut: the .*{estimator.name} are missing: pass .* variable_axes"
