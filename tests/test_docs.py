@@ -10,11 +10,14 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 from benchmarks import step_time
 from configs import compare as compare_config
-from configs import fashion_mnist
+from configs import digits, fashion_mnist
+from decoupled.builder import build
+from decoupled.training import Workdir, train_and_evaluate
 from experiments import compare, paper
 from tests.commands import ROOT, run
 from tests.data.formats import write_idx_files
@@ -98,15 +101,36 @@ def test_make_targets_are_what_the_pages_say():
         assert run(["make", "--dry-run", target]).returncode == 0
 
 
-def loss_printed_by(script, capsys):
-    exec(compile(script, "snippet", "exec"), {})
-    return float(capsys.readouterr().out.split()[1])
-
-
-@pytest.mark.parametrize(("page", "snippet"), blocks("python"))
-def test_snippets_learn(page, snippet, capsys):
+def printed_by(script, capsys):
+    """What it says of a loss or a difference, by name."""
     with jax.numpy_rank_promotion("allow"):  # as it is for a reader
-        assert loss_printed_by(snippet, capsys) < 0.5
+        exec(compile(script, "snippet", "exec"), {"__name__": "__main__"})
+    return re.findall(r"^(?:loss|difference) (\S+)$", capsys.readouterr().out, re.MULTILINE)
+
+
+def script_of(page):
+    """The blocks of a page in order; a later one may use what one before it has made."""
+    return "\n".join(block for name, block in blocks("python") if name == page)
+
+
+@pytest.mark.parametrize("page", sorted({name for name, _ in blocks("python")} - {"training"}))
+def test_snippets_run(page, capsys):
+    found = printed_by(script_of(page), capsys)
+    assert all(float(number) < 0.5 for number in found)
+    assert found or "assert" in script_of(page)
+
+
+def test_a_run_predicts_as_the_page_says(tmp_path, capsys):
+    settings = digits.get_config()
+    settings.epochs = 5
+    job = build(settings)
+    with Workdir(tmp_path / "run", settings.to_dict()) as workdir:
+        summary = train_and_evaluate(job, workdir)
+    script = script_of("training").replace("runs/digits/TIME", str(tmp_path / "run"))
+    names = {"images": job.dataset.test.images}
+    exec(compile(script, "snippet", "exec"), names)
+    assert np.mean(names["classes"] == job.dataset.test.labels) == pytest.approx(summary["test_accuracy"])
+    assert float(capsys.readouterr().out.splitlines()[-1].split()[1]) == 0
 
 
 def test_the_diff_decouples_a_script_in_five_lines(capsys):
@@ -117,8 +141,7 @@ def test_the_diff_decouples_a_script_in_five_lines(capsys):
     assert "decoupled" not in before
     added, removed = (sum(line[0] == sign for line in lines) for sign in "+-")
     assert removed <= added <= 5
-    with jax.numpy_rank_promotion("allow"):
-        losses = [loss_printed_by(script, capsys) for script in (before, after)]
+    losses = [float(*printed_by(script, capsys)) for script in (before, after)]
     assert max(losses) < 0.3
     assert losses[0] != losses[1]
 
