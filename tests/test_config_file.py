@@ -112,8 +112,10 @@ def test_files_elsewhere_give_what_their_functions_do(tmp_path, monkeypatch):
 @pytest.mark.parametrize("original", [digits.get_config(), cifar.get_config()])
 def test_a_saved_config_is_the_one_that_was_saved(original, tmp_path):
     original.model.cnn.features = (3, 5)
-    with Workdir(tmp_path, original.to_dict()):
-        pass
+    with Workdir(tmp_path, original.to_dict()) as workdir:
+        workdir.resume(print)
+        workdir.go_on(print)
+        workdir.log("train", 1, {})
     saved = parse(tmp_path / "config.json")
     assert saved.to_dict() == original.to_dict()  # tuples too, which are not equal to lists
     assert saved.is_locked

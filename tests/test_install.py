@@ -86,8 +86,12 @@ def test_the_core_is_enough_and_what_is_missing_is_named_with_the_command():
 
 
 def test_programs_name_what_is_missing_in_one_line(tmp_path):
-    (tmp_path / "ml_collections.py").write_text("raise ModuleNotFoundError(name='ml_collections')\n")
-    (tmp_path / "tensorboardX.py").write_text("raise ModuleNotFoundError(name='tensorboardX')\n")
+    (tmp_path / "ml_collections.py").write_text(
+        "raise ModuleNotFoundError(name='ml_collections')\n", encoding="utf-8"
+    )
+    (tmp_path / "tensorboardX.py").write_text(
+        "raise ModuleNotFoundError(name='tensorboardX')\n", encoding="utf-8"
+    )
     environment = {"PYTHONPATH": str(tmp_path)}
     done = run([sys.executable, "train.py", "--config=configs/digits.py"], env=environment)
     assert (done.returncode, done.stderr) == (

@@ -74,11 +74,11 @@ def test_a_signal_during_an_import(tmp_path):
 def test_a_signal_during_a_compilation(tmp_path):
     process = heeding(tmp_path / "run")
     # The folder is claimed, then the network is made and its step compiled.
-    wait(lambda: (tmp_path / "run" / "config.json").exists() or process.poll() is not None)
+    wait(lambda: (tmp_path / "run" / "lock").exists() or process.poll() is not None)
     time.sleep(0.2)
     said, code = ended(process, signal.SIGTERM)
     assert (said.splitlines()[-1], code) == ("train.py: stopped by SIGTERM", 143)
-    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == b""
+    assert not (tmp_path / "run" / "config.json").exists()  # so it had not begun
 
 
 @needs_proc

@@ -34,8 +34,8 @@ def test_a_run_from_the_command_line(tmp_path):
     assert str(workdir) in done.stderr.splitlines()[-1]
     summary = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
     assert (summary["epochs"], summary["seed"]) == (2, 3)
-    assert json.loads((workdir / "config.json").read_text()) == {
-        **json.loads(saved.read_text()),
+    assert json.loads((workdir / "config.json").read_text(encoding="utf-8")) == {
+        **json.loads(saved.read_text(encoding="utf-8")),
         "epochs": 2,
         "seed": 3,
     }

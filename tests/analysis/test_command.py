@@ -23,7 +23,7 @@ def workdir(tmp_path_factory):
     # As if two devices had shared each batch, which ends in the same network.
     saved = json.loads((path / "config.json").read_text(encoding="utf-8"))
     saved["parallel"] |= {"mode": "mesh", "devices": 2}
-    (path / "config.json").write_text(json.dumps(saved))
+    (path / "config.json").write_text(json.dumps(saved), encoding="utf-8")
     return path
 
 

@@ -121,7 +121,9 @@ def test_a_finished_run_that_is_trained_further_is_as_the_longer_run(whole, fini
     chex.assert_trees_all_equal(states(path, "trained", "best"), states(other, "trained", "best"))
     for field in ("test_accuracy", "test_loss", "best_validation", "data"):
         assert summary[field] == longer[field]
-    assert json.loads((path / "summary_at_step_8.json").read_text()) == json.loads(json.dumps(shorter))
+    assert json.loads((path / "summary_at_step_8.json").read_text(encoding="utf-8")) == json.loads(
+        json.dumps(shorter)
+    )
 
 
 @pytest.mark.slow
@@ -230,7 +232,7 @@ def test_runs_that_start_together_have_folders_of_their_own(tmp_path):
         made = list(pool.map(lambda _: new_workdir(str(tmp_path / "runs" / "digits"), "now"), range(8)))
     assert {path.name for path in made} == {"now", *(f"now-{number}" for number in range(2, 9))}
     assert sorted(made) == sorted((tmp_path / "runs" / "digits").iterdir())
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     for parent in (tmp_path / "file", tmp_path / "file" / "runs"):
         with pytest.raises(decoupled.UsageError, match=r"file.*: choose a --workdir"):
             new_workdir(parent, "now")

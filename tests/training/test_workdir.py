@@ -75,7 +75,7 @@ def test_a_run_goes_on_from_its_last_checkpoint(unfinished):
 def test_a_kill_after_a_checkpoint_loses_no_event_from_before_it(tmp_path):
     """A run that goes on logs none of them again."""
     with Workdir(tmp_path, CONFIG) as workdir:
-        workdir.resume(print)
+        go_on(workdir)
         workdir.log("train", 1, {"loss": 0.25})
         workdir.checkpoint(1, {"w": np.ones(3)}, {})
         (events,) = tmp_path.glob("events.out.tfevents.*")
@@ -228,7 +228,7 @@ def test_more_epochs_are_no_other_run_where_nothing_is_drawn_out_over_them(unfin
         assert go_on(workdir).step == 3
     # It is now an unfinished run.
     assert not (unfinished / "summary.json").exists()
-    assert json.loads((unfinished / "summary_at_step_3.json").read_text()) == {"steps": 3}
+    assert json.loads((unfinished / "summary_at_step_3.json").read_text(encoding="utf-8")) == {"steps": 3}
     with Workdir(unfinished, settings(4)) as workdir:
         assert go_on(workdir).step == 3
 
@@ -265,7 +265,9 @@ def test_locks_of_either_kind_of_system(system, tmp_path, monkeypatch):
 def test_nothing_but_the_lock_needs_a_system():
     package = Path(decoupled.__file__).parent
     users = {
-        p.name for p in package.rglob("*.py") if re.search(r"import (fcntl|resource|pwd)\b", p.read_text())
+        p.name
+        for p in package.rglob("*.py")
+        if re.search(r"import (fcntl|resource|pwd)\b", p.read_text(encoding="utf-8"))
     }
     assert users == {"lock.py"}
 
@@ -290,7 +292,7 @@ def test_a_foreign_run_is_left_alone(tmp_path):
 
 
 def test_a_config_that_cannot_be_read(unfinished):
-    (unfinished / "config.json").write_text("{")
+    (unfinished / "config.json").write_text("{", encoding="utf-8")
     with pytest.raises(decoupled.UsageError, match="already holds a run, but not its config"):
         Workdir(unfinished, CONFIG)
 
@@ -299,7 +301,7 @@ def test_a_folder_in_which_nothing_was_logged_is_as_new(tmp_path):
     for settings in (CONFIG, {}):
         with Workdir(tmp_path, settings) as workdir:
             go_on(workdir)
-    assert json.loads((tmp_path / "config.json").read_text()) == {}
+    assert json.loads((tmp_path / "config.json").read_text(encoding="utf-8")) == {}
 
 
 def test_a_workdir_that_vanished(unfinished):
