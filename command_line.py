@@ -32,7 +32,8 @@ print_whatever_the_terminal()
 def run(program: str, main: Callable[[], None]) -> None:
     """Runs `main` with parsed flags; exit code: 0, 1 (failed), 2 (usage) or 128 + the number of a signal.
 
-    Signals are heeded from here on: a program whose imports take long calls `interrupts.heed` before them.
+    Signals are heeded from here on: a program whose imports take long, or register something with `atexit`,
+    calls `interrupts.heed` before them.
 
     Args:
       program: how error messages call it.

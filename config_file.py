@@ -87,6 +87,7 @@ def _returned(file: str, variant: list[str]) -> ConfigDict:
 def _executed(file: str) -> Any:
     loader = SourceFileLoader("config_file_given", file)
     module = ModuleType(loader.name)
+    module.__file__ = file
     sys.modules[loader.name] = module
     loader.exec_module(module)
     return module

@@ -62,7 +62,8 @@ def leave(code: int) -> NoReturn:
 def will_succeed() -> None:
     """Says that the program is about to end with exit code 0: no destructor will run then either.
 
-    What is registered with `atexit` is done. Destructors come later, when nobody heeds signals any more.
+    What was registered with `atexit` after `heed` is done. Destructors come later, when nobody heeds
+    signals any more.
     """
     global _succeeds
     _succeeds = True

@@ -48,6 +48,18 @@ def check_module(where: str, value: Any) -> None:
     raise UsageError(f"{where}: {_told(value)} is not a module of a chain: {way}")
 
 
+def check_loss(where: str, value: Any) -> None:
+    """That what was given may be a loss: (output, y) -> (batch,).
+
+    Raises:
+      UsageError: it cannot be called.
+    """
+    if not callable(value):
+        raise UsageError(
+            f"{where}: a function is needed, such as losses.softmax_cross_entropy, not {_told(value)}"
+        )
+
+
 def check_optimizer(where: str, value: Any) -> None:
     """That what was given is an optax transformation.
 

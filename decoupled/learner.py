@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from decoupled.argument_checks import check_estimator, check_optimizer, listed
+from decoupled.argument_checks import check_estimator, check_loss, check_optimizer, listed
 from decoupled.chain import Chain, ChainState, evaluate_chain, init_chain_state, unstack
 from decoupled.checks import checked_estimate
 from decoupled.errors import UsageError
@@ -116,6 +116,7 @@ def make_learner(
         is not what it should be: a function that makes an estimator, or one estimator in place of a list.
     """
     chain = Chain(listed("module", modules, check_link), listed("estimator", estimators, check_estimator))
+    check_loss("loss", loss)
     check_optimizer("optimizer", optimizer)
     check_optimizer("estimator_optimizer", estimator_optimizer)
     probabilities = _check_chain(chain, update_probability)

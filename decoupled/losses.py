@@ -60,10 +60,11 @@ def checked_losses(losses: Array, shape: tuple[int, ...]) -> Array:
     Raises:
       UsageError: they have another shape than (batch,).
     """
-    if losses.shape != shape[:1]:
+    if jnp.shape(losses) != shape[:1]:
         raise UsageError(
-            f"the loss of an output {shape} has shape {losses.shape}, but must be one number an example,"
-            f" {shape[:1]}: neither their mean, nor one a token (for these reshape to (batch * time, ...))"
+            f"the loss of an output {shape} has shape {jnp.shape(losses)}, but must be one number an"
+            f" example, {shape[:1]}: neither their mean, nor one a token (for these reshape to"
+            " (batch * time, ...))"
         )
     return losses
 

@@ -6,7 +6,7 @@ from flax import linen as nn
 from flax import nnx
 
 import decoupled
-from decoupled import estimators, losses
+from decoupled import UsageError, estimators, losses
 from decoupled.argument_checks import check_estimator
 from tests import helpers
 
@@ -77,3 +77,8 @@ def test_any_list_of_estimators_will_do():
         assert len(learner(links, given).estimators) == 3
         assert learner(given=[SG, estimators.backprop()]).estimators[1].name == "backprop"
     check_estimator("boundary", SG)
+
+
+def test_a_loss_is_a_function():
+    with pytest.raises(UsageError, match=r"^loss: a function is needed, .* not 'log'"):
+        decoupled.make_learner(MODULES, (SG, SG), "log", SGD, SGD)

@@ -90,6 +90,12 @@ def test_json_files(text, message, written):
     assert told(path).startswith(message.replace("{}", str(path)))
 
 
+def test_a_file_knows_where_it_is(written):
+    source = "from ml_collections import ConfigDict\ndef get_config(): return ConfigDict({'at': __file__})"
+    path = written(source)
+    assert parse(path).at == str(path)
+
+
 def test_what_cannot_be_read(tmp_path, written):
     assert told("") == "--config is empty: name a file, like configs/digits.py"
     assert told(tmp_path / "no.py") == f"cannot read '{tmp_path}/no.py': No such file or directory"

@@ -113,24 +113,23 @@ def script_of(page):
     return "\n".join(block for name, block in blocks("python") if name == page)
 
 
-@pytest.mark.parametrize("page", sorted({name for name, _ in blocks("python")} - {"training"}))
+@pytest.mark.parametrize("page", sorted({name for name, _ in blocks("python")} - {"README"}))
 def test_snippets_run(page, capsys):
     found = printed_by(script_of(page), capsys)
     assert all(float(number) < 0.5 for number in found)
     assert found or "assert" in script_of(page)
 
 
-def test_a_run_predicts_as_the_page_says(tmp_path, capsys):
+def test_a_run_predicts_as_the_readme_says(tmp_path):
     settings = digits.get_config()
     settings.epochs = 5
     job = build(settings)
     with Workdir(tmp_path / "run", settings.to_dict()) as workdir:
         summary = train_and_evaluate(job, workdir)
-    script = script_of("training").replace("runs/digits/TIME", str(tmp_path / "run"))
+    script = script_of("README").replace("runs/digits/TIME", str(tmp_path / "run"))
     names = {"images": job.dataset.test.images}
     exec(compile(script, "snippet", "exec"), names)
     assert np.mean(names["classes"] == job.dataset.test.labels) == pytest.approx(summary["test_accuracy"])
-    assert float(capsys.readouterr().out.splitlines()[-1].split()[1]) == 0
 
 
 def test_the_diff_decouples_a_script_in_five_lines(capsys):

@@ -102,7 +102,7 @@ def test_forty_signals_at_random_moments(tmp_path):
         finished = (runs[-1] / "summary.json").exists()
         told.append((round(moment, 2), number.name, code, finished, said.splitlines()[-1]))
         print(*told[-1], flush=True)
-        assert code == (128 + number if before is None else 0), said
+        assert code == 128 + number or (code == 0 and "results in" in said), said
         if before is not None:
             length = time.monotonic() - started  # it takes less than was thought
         if finished:

@@ -58,6 +58,7 @@ class Supervisor:
         self._changed = threading.Condition(self._lock)  # for the thread that feeds
         self._wake = [threading.Condition(self._lock) for _ in plan]  # for those that write
         self._ready = [False] * num_stages  # whether a stage's worker can be written to
+        self._has_begun = [False] * num_stages  # whether one of its workers could import the program
         self._processes: list[SpawnProcess | None] = [None] * num_stages
         self._closing = False
         self._mistake: BaseException | None = None  # of a thread here, not of a worker
@@ -176,7 +177,6 @@ class Supervisor:
         arguments = (theirs, self._jobs[i])
         process = _SPAWN.Process(target=run_worker, args=arguments, name=f"stage {i}", daemon=True)
         writer = threading.Thread(target=self._write, args=(i, ours), daemon=True)
-        begun = False
         try:
             try:
                 with importable_main():
@@ -191,8 +191,9 @@ class Supervisor:
             send(ours, Start(state))
             while True:
                 message = receive(ours)
-                begun = begun or isinstance(message, Begun)
                 with self._lock:
+                    if isinstance(message, Begun):
+                        self._has_begun[i] = True
                     if isinstance(message, Ready):
                         self._ready[i] = True
                         writer.start()
@@ -209,7 +210,7 @@ class Supervisor:
             if writer.ident is not None:
                 writer.join()
             ours.close()
-        if exit_code is not None and exit_code > 0 and not begun:
+        if exit_code is not None and exit_code > 0 and not self._has_begun[i]:
             raise UsageError(
                 f"the process of stage {i} could not begin (its own message is above). It imports the"
                 " program that starts it: what that does belongs under"

@@ -21,7 +21,8 @@ class BoundaryReport(NamedTuple):
     """One boundary in one backward pass.
 
     Its target is the gradient from above: the true one where `use_estimate` is False at all boundaries.
-    Lengths are of float32, so that numbers below 1e-19 count as zero. All is NaN, but for `examples`, where
+    They are sums of squares: in float32 gradients below 1e-19 count as zero and above 1e19 as infinite, so
+    scale a loss with such gradients, and say so to `num_examples`. All is NaN, but for `examples`, where
     the backward pass has not come by (see `tie`).
 
     Attributes:

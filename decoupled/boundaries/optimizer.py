@@ -11,8 +11,8 @@ from flax import nnx
 from flax.core import FrozenDict, unfreeze
 
 from decoupled.argument_checks import check_optimizer
-from decoupled.boundaries.linen import FEEDBACK
-from decoupled.boundaries.nnx import Feedback
+from decoupled.boundaries.linen import FEEDBACK, TAPS
+from decoupled.boundaries.nnx import Feedback, Tap
 from decoupled.errors import UsageError
 from decoupled.types import PyTree
 
@@ -35,9 +35,9 @@ def split_optimizer(
     Works on the parameters of a Linen or NNX model, on an NNX model itself, of which it moves `nnx.Param`s,
     and on any tree in which an estimator's parameters are found under the key or attribute "est_params",
     which is no name for a layer therefore. A model without trained estimators has all its parameters in
-    `layers`. Where all of a model's variables are passed, the collection "feedback" beside "params" stays
-    as it is. Gradient clipping and the like belong inside `layers`: around this, they would measure the
-    estimators' gradients too.
+    `layers`. Where all of a model's variables are passed, the collections "feedback" and "taps" beside
+    "params" stay as they are. Gradient clipping and the like belong inside `layers`: around this, they
+    would measure the estimators' gradients too.
 
     Args:
       layers: for the model itself.
@@ -128,10 +128,12 @@ _FIXED = object()
 def _split(tree: PyTree) -> _Split:
     if isinstance(tree, nnx.Module):
         tree = nnx.state(tree, nnx.Param)
+    if isinstance(tree, nnx.State):
+        tree = nnx.filter_state(tree, nnx.Not(Tap))
     has_collections = isinstance(tree, Mapping) and "params" in tree
 
     def is_fixed(path: tuple, node: PyTree) -> bool:
-        collection = has_collections and len(path) == 1 and _key(path[0]) == FEEDBACK
+        collection = has_collections and len(path) == 1 and _key(path[0]) in (FEEDBACK, TAPS)
         return collection or isinstance(node, Feedback)
 
     def is_entry(path: tuple, node: PyTree) -> bool:

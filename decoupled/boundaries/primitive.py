@@ -152,8 +152,10 @@ def per_example(tree: PyTree, batch_axes: int) -> PyTree:
 
 
 def _check_number(where: str, num_examples: Any) -> None:
-    known = isinstance(num_examples, int | float)
-    if num_examples is not None and (jnp.ndim(num_examples) != 0 or (known and not num_examples > 0)):
+    if num_examples is None:
+        return
+    known = jnp.ndim(num_examples) == 0 and not isinstance(num_examples, jax.core.Tracer)
+    if jnp.ndim(num_examples) != 0 or (known and not 0 < float(num_examples) < math.inf):
         raise UsageError(f"{where}: num_examples is {num_examples}, but must be one number above zero")
 
 

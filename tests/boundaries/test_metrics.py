@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import linen as nn
 from flax import nnx
@@ -253,3 +254,24 @@ def test_nnx_models_measure_where_they_have_taps():
     h = model.dense(x)
     target = jax.grad(lambda h: losses.softmax_cross_entropy(model.output(h), y).sum())(h)
     assert reports["cut"].loss == pytest.approx(float(jnp.square(target).sum() / 8), rel=1e-4)  # from zero
+
+
+def test_what_taps_measure_moves_no_parameter():
+    """Nor does it count where gradients are clipped."""
+    params = {"params": {"dense": jnp.ones(3), "cut": {"est_params": {"A": jnp.ones(2)}}}}
+    taps = {"taps": {"cut": {"tap": new_tap()}}}
+    gradient = jax.tree.map(jnp.ones_like, {**params, **taps})
+    tx = decoupled.split_optimizer(optax.clip_by_global_norm(1.0), optax.sgd(0.1))
+    updates, _ = tx.update(gradient, tx.init({**params, **taps}), {**params, **taps})
+    without, _ = tx.update({"params": gradient["params"]}, tx.init(params), params)
+    chex.assert_trees_all_close(updates["params"], without["params"])
+    assert not any(leaf.any() for leaf in jax.tree.leaves(updates["taps"]))
+
+
+def test_taps_beside_the_gradient_of_an_nnx_model_are_left_out():
+    model = NNXNetwork(True, nnx.Rngs(0))
+    with_taps = jax.tree.map(jnp.ones_like, nnx.state(model, nnx.Any(nnx.Param, Tap)))
+    gradient = jax.tree.map(jnp.ones_like, nnx.state(model, nnx.Param))
+    tx = decoupled.split_optimizer(optax.clip_by_global_norm(1.0), optax.sgd(0.1))
+    state = tx.init(nnx.state(model, nnx.Param))
+    chex.assert_trees_all_close(tx.update(with_taps, state)[0], tx.update(gradient, state)[0])

@@ -147,7 +147,7 @@ def test_activations_that_are_not_one_array():
         Boundary(estimators.backprop()).init(KEY, {"h": H})
 
 
-@pytest.mark.parametrize("number", [0, -3, 0.0, np.ones(2)])
+@pytest.mark.parametrize("number", [0, -3, 0.0, np.int64(0), np.inf, np.ones(2)])
 def test_the_number_of_examples_is_one_above_zero(number):
     with pytest.raises(UsageError, match=r"^mine: num_examples is .* one number above zero"):
         decoupled.boundary(estimators.backprop(), {}, H, num_examples=number, name="mine")
