@@ -146,6 +146,7 @@ def make_learner_of(
     Raises:
       UsageError: a field has a value that cannot be; the message names it.
     """
+    check(config, _choices())
     # A module that sits out does not count the step, so its schedule must be as much shorter.
     steps = all_steps * config.update_probability
     decay, skip = config.optimizer.weight_decay, config.skip_not_finite
