@@ -22,9 +22,9 @@ from decoupled.backward_rules import (
 from decoupled.config_checks import check
 from decoupled.data.dataset import Dataset
 from decoupled.errors import UsageError
-from decoupled.estimators.synthetic_gradient import Context
 from decoupled.extras import extra
 from decoupled.learner import Learner, make_learner
+from decoupled.methods import estimator_of, methods
 from decoupled.models.norm import NORMS
 from decoupled.modules import cut
 from decoupled.stack import stack_equal
@@ -146,6 +146,7 @@ def make_learner_of(
     Raises:
       UsageError: a field has a value that cannot be; the message names it.
     """
+    check(config, _choices())
     # A module that sits out does not count the step, so its schedule must be as much shorter.
     steps = all_steps * config.update_probability
     decay, skip = config.optimizer.weight_decay, config.skip_not_finite
@@ -231,7 +232,7 @@ def _network(
     rule = _BACKWARD_RULES[config.model.backward_rule]
     if rule is not None:
         modules = [with_backward_rule(module, rule) for module in modules]
-    return modules, _estimator(config.estimator, num_classes, config.estimator.name)
+    return modules, estimator_of(config.estimator, num_classes, config.estimator.name)
 
 
 def _layers(config: ml_collections.ConfigDict, num_classes: int, axis_name: str | None) -> list[Module]:
@@ -277,42 +278,6 @@ def _execution(
     elif mode != "none":
         placed = (parallel.data_mesh(devices, config.batch_size),)
     return lambda learner_on, preprocess: make(learner_on(axis_name), preprocess, *placed)
-
-
-def methods() -> dict[str, Callable[..., Estimator]]:
-    """Every estimator of the package that a config can name: those whose arguments it can fill in."""
-    makers = {name: maker for name, maker in vars(estimators).items() if callable(maker)}
-    return {name: maker for name, maker in makers.items() if _is_method(maker)}
-
-
-def _is_method(maker: Callable) -> bool:
-    signature = inspect.signature(maker)
-    known = {"num_outputs", "num_classes", "context", "estimator"}
-    required = {p.name for p in signature.parameters.values() if p.default is p.empty}
-    return signature.return_annotation is Estimator and required <= known
-
-
-def make_estimator(name: str, num_classes: int, context: Context, **options: Any) -> Estimator:
-    """The estimator called `name`, told of the classes and the context if it asks for them."""
-    maker = methods()[name]
-    given = {"num_outputs": num_classes, "num_classes": num_classes, "context": context}
-    asked = inspect.signature(maker).parameters
-    return maker(**{field: value for field, value in given.items() if field in asked}, **options)
-
-
-def _estimator(config: ml_collections.ConfigDict, num_classes: int, name: str) -> Estimator:
-    """An estimator with the options of the config's section of its name."""
-    context: Context = estimators.one_hot(num_classes) if config.conditioned else None
-    options = dict(config[name]) if name in config else {}
-    if "estimator" in options:
-        options["estimator"] = _estimator(config, num_classes, options["estimator"])
-    estimator = make_estimator(name, num_classes, context, **options)
-    if not config.conditioned and "y" in estimator.estimate_sees:
-        raise UsageError(
-            f"config.estimator.conditioned is False, but every estimate of {name} is made of the labels:"
-            " leave it True, or choose another estimator"
-        )
-    return estimator
 
 
 def _clipped(adam: optax.GradientTransformation, clip_norm: float) -> optax.GradientTransformation:

@@ -16,7 +16,7 @@ import numpy as np
 from decoupled.builder import make_learner_of
 from decoupled.data.augment import standardise
 from decoupled.errors import DataError, UsageError
-from decoupled.saved_config import config_of_run
+from decoupled.saved_config import CONFIG_FILE, config_of_run
 from decoupled.training import load_trained
 from decoupled.types import Array
 
@@ -36,7 +36,7 @@ def load_predictor(
       logits, (examples, classes) in float32. It raises UsageError for images of another kind.
 
     Raises:
-      UsageError: the folder holds no run.
+      UsageError: the folder holds no run, or its config is none of this version; or `which` is neither.
       DataError: it holds no such network, or a damaged one.
     """
     workdir = Path(workdir).expanduser()
@@ -47,7 +47,10 @@ def load_predictor(
         inputs = standardise(np.array(data["mean"]), np.array(data["deviation"]))
     except (KeyError, OSError, TypeError, ValueError) as error:
         raise DataError(f"{workdir / 'data.json'} is missing or damaged ({error}): train anew") from error
-    learner = make_learner_of(config, num_classes, all_steps=1)
+    try:
+        learner = make_learner_of(config, num_classes, all_steps=1)
+    except UsageError as error:
+        raise UsageError(f"{workdir / CONFIG_FILE}: {error}") from error
     x = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     like = jax.eval_shape(learner.init, jax.random.key(0), x, jax.ShapeDtypeStruct((1,), jnp.int32))
     state = load_trained(workdir, like, which)

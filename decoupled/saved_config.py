@@ -9,6 +9,8 @@ from decoupled.extras import extra
 with extra("train"):
     from ml_collections import ConfigDict, FrozenConfigDict
 
+CONFIG_FILE = "config.json"
+
 
 def config_of_run(workdir: Path) -> ConfigDict:
     """The config of the run in a folder; its fields are not checked.
@@ -17,7 +19,7 @@ def config_of_run(workdir: Path) -> ConfigDict:
       UsageError: the folder holds no run.
     """
     try:
-        return read_config(workdir / "config.json")
+        return read_config(workdir / CONFIG_FILE)
     except UsageError as error:
         raise UsageError(f"{workdir} holds no run of train.py: {error}") from error
 
@@ -39,5 +41,5 @@ def read_config(path: Path) -> ConfigDict:
     try:
         # JSON knows lists alone, configs have tuples; a frozen config makes tuples of lists.
         return ConfigDict(FrozenConfigDict(fields).to_dict())
-    except ValueError as error:
+    except (AttributeError, RecursionError, ValueError) as error:
         raise UsageError(f"{path} is not the config.json of a run: {error}") from error

@@ -26,7 +26,7 @@ def analyse(workdir: str | os.PathLike[str], examples: int) -> Path:
       DataError: the trained network, or the data it was trained on, is missing or damaged.
       TrainingError: the page cannot be written.
     """
-    workdir = Path(workdir)
+    workdir = Path(workdir).expanduser()
     config = config_of_run(workdir)
     # However it was trained, one device is enough to look at it.
     with config.ignore_type():

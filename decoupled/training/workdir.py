@@ -12,16 +12,16 @@ from typing import Any, Self, TypeAlias
 from tensorboardX import SummaryWriter
 
 from decoupled.errors import TrainingError, UsageError
+from decoupled.saved_config import CONFIG_FILE
 from decoupled.state import LearnerState
 from decoupled.training.checkpoints import Checkpoints, Saved
+from decoupled.training.going_on import changes_to_go_on_with
 from decoupled.training.lock import locked
 from decoupled.training.trained import keep_best, save_best, save_trained
 from decoupled.types import PyTree
 
-_CONFIG, _METRICS, _SUMMARY, _DATA = "config.json", "metrics.jsonl", "summary.json", "data.json"
+_METRICS, _SUMMARY, _DATA, _CHECKPOINTS = "metrics.jsonl", "summary.json", "data.json", "checkpoints"
 _LOGGED = "metrics_bytes"
-# They say where data are found, not what is in them.
-_HARMLESS = ("data_dir", "download")
 
 # (summary, lines of metrics) -> a page.
 Render: TypeAlias = Callable[[dict[str, Any], list[dict[str, Any]]], str]
@@ -55,12 +55,16 @@ class Workdir:
             self.path.mkdir(parents=True, exist_ok=True)
             with contextlib.ExitStack() as opened:
                 opened.enter_context(locked(self.path))
-                self.changes = _check_can_go_on(self.path, config, accept_changes)
+                self._begun = _has_begun(self.path)
+                self.changes: list[str] = []
+                if self._begun:
+                    finished = (self.path / _SUMMARY).exists()
+                    self.changes = changes_to_go_on_with(self.path, config, finished, accept_changes)
                 self._metrics = opened.enter_context(open(self.path / _METRICS, "ab"))
                 self._close_files = opened.pop_all().close
             self._config = config
             self._events: SummaryWriter | None = None
-            self._checkpoints = Checkpoints(self.path / "checkpoints")
+            self._checkpoints = Checkpoints(self.path / _CHECKPOINTS)
             self._logged = 0
             self.last_checkpoint: int | None = None
         except BlockingIOError as error:
@@ -101,24 +105,25 @@ class Workdir:
         Raises:
           TrainingError: the folder cannot be written.
         """
-        begun, step = self._metrics.tell() > 0, self.last_checkpoint
-        if begun:
+        step = self.last_checkpoint
+        if self._begun:
             say("no checkpoint yet: beginning anew" if step is None else f"going on from step {step}")
         try:
             self._checkpoints.set_aside(-1 if step is None else step, say)
             keep_best(self.path, least=0, most=step or 0)
             if (summary := self.path / _SUMMARY).exists():
-                steps = json.loads(summary.read_text(encoding="utf-8"))["steps"]
-                summary.replace(self.path / f"summary_at_step_{steps}.json")
-            write_whole(self.path / _CONFIG, json.dumps(self._config, indent=2) + "\n")
+                summary.replace(self.path / f"summary_at_step_{step}.json")
+            write_whole(self.path / CONFIG_FILE, json.dumps(self._config, indent=2) + "\n")
             if data is not None:
                 write_whole(self.path / _DATA, json.dumps(data, indent=2) + "\n")
-            self._metrics.truncate(self._logged)
+            # No further than it goes: truncating would fill it up with zeros.
+            self._metrics.truncate(min(self._logged, self._metrics.tell()))
             self._metrics.seek(0, os.SEEK_END)
         except OSError as error:
             raise self._cannot_write(error) from error
         after = 0 if step is None else step + 1
-        self._events = SummaryWriter(str(self.path), flush_secs=30, purge_step=after if begun else None)
+        purge = after if self._begun else None
+        self._events = SummaryWriter(str(self.path), flush_secs=30, purge_step=purge)
 
     def checkpoint(self, step: int, tree: PyTree, notes: dict[str, Any]) -> None:
         """Stores all that is needed to go on after `step`; `resume` finds it.
@@ -126,7 +131,7 @@ class Workdir:
         Raises:
           TrainingError: it cannot be written, or the folder is gone; earlier ones are as they were.
         """
-        if not (self.path / _CONFIG).exists():
+        if not (self.path / CONFIG_FILE).exists():
             raise TrainingError(f"{self.path} is gone, and with it the checkpoints of this run")
         self._metrics.flush()
         os.fsync(self._metrics.fileno())
@@ -259,68 +264,11 @@ def write_whole(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
-def changed_fields(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """How two configs differ, field by field, but for where the data are found."""
-    flat_old, flat_new = (flat(json.loads(json.dumps(config))) for config in (old, new))
-    return [
-        f"config.{field} was {flat_old.get(field, 'absent')!r}, is {flat_new.get(field, 'absent')!r}"
-        for field in sorted(flat_old.keys() | flat_new.keys())
-        if field not in _HARMLESS and flat_old.get(field) != flat_new.get(field)
-    ]
-
-
-def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested fields under dotted names."""
-    fields: dict[str, Any] = {}
-    for name, value in config.items():
-        nested = isinstance(value, dict)
-        fields |= flat(value, f"{prefix}{name}.") if nested else {prefix + name: value}
-    return fields
-
-
-def _check_can_go_on(path: Path, config: dict[str, Any], accept_changes: bool) -> list[str]:
-    """How the config differs from that of the run that is there, if there is one that can go on so.
-
-    Raises:
-      UsageError: it cannot.
-    """
-    finished, metrics = (path / _SUMMARY).exists(), path / _METRICS
-    begun = (metrics.exists() and metrics.stat().st_size > 0) or (path / "checkpoints").exists()
-    if not begun and not finished:
-        return []
-    try:
-        old = json.loads((path / _CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"{path} already holds a run, but not its config: choose another --workdir"
-        ) from error
-    more_epochs = config.get("epochs", 0) > old.get("epochs", 0)
-    if finished and not more_epochs:
-        raise UsageError(
-            f"{path} already holds a finished run: choose another --workdir, or train it further with"
-            f" --config.epochs above {old.get('epochs')}"
-        )
-    changes = changed_fields(old, config)
-    refused, why = changes, ""
-    if more_epochs and _drawn_out_over_epochs(config):
-        why = "; a schedule is drawn out over all epochs"
-    elif more_epochs:
-        refused = [change for change in changes if not change.startswith("config.epochs ")]
-    if refused and not accept_changes:
-        raise UsageError(
-            f"{path} holds {'a finished' if finished else 'an unfinished'} run with another config"
-            f" ({'; '.join(refused)}{why}): choose another --workdir, or go on with --accept_config_changes"
-        )
-    return changes
-
-
-def _drawn_out_over_epochs(config: dict[str, Any]) -> bool:
-    """Whether the number of epochs tells on every step, by its learning rate, and not on the end alone."""
-    return any(
-        value != "constant"
-        for field, value in flat(config).items()
-        if field.rpartition(".")[2] == "schedule"
-    )
+def _has_begun(path: Path) -> bool:
+    """Whether a folder holds more of a run than its config, with which nothing has happened yet."""
+    metrics = path / _METRICS
+    logged = metrics.exists() and metrics.stat().st_size > 0
+    return logged or (path / _CHECKPOINTS).exists() or (path / _SUMMARY).exists()
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:

@@ -27,8 +27,9 @@ def workdir(tmp_path_factory):
     return path
 
 
-def test_every_figure_is_drawn(workdir):
-    page = analyse(workdir, examples=100).read_text(encoding="utf-8")
+def test_every_figure_is_drawn(workdir, monkeypatch):
+    monkeypatch.setenv("HOME", str(workdir.parent))
+    page = analyse(f"~/{workdir.name}", examples=100).read_text(encoding="utf-8")
     for title in ("Representational dissimilarity", "Linear probes", "CKA of", "Alignment of"):
         assert title in page
     assert page.count("<svg") == 4

@@ -3,6 +3,7 @@
 import contextlib
 import gzip
 import hashlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from decoupled import DataError
 from decoupled.data import FASHION_MNIST, MNIST, idx_dataset, published
 from decoupled.data.idx import read_idx
 from tests.data.formats import idx_bytes, write_idx_files
+
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 
 
 @pytest.mark.parametrize("gzipped", [True, False])
@@ -110,12 +113,18 @@ def test_what_is_no_mnist(tmp_path, size, classes, message):
         idx_dataset(MNIST, tmp_path)
 
 
-def test_a_set_whose_files_are_called_as_those_of_another(tmp_path, monkeypatch):
-    """MNIST's are known by the sha256 that were published."""
-    write_idx_files(tmp_path, gzipped=True)
-    name = "train-labels-idx1-ubyte.gz"
-    digest = hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
-    monkeypatch.setattr(published, "MNIST", MNIST._replace(sha256={name: digest}))
+@pytest.mark.parametrize("gzipped", [True, False])
+def test_a_set_whose_files_are_called_as_those_of_another(gzipped, tmp_path, monkeypatch):
+    """MNIST's are known by their labels, however they are packed."""
+    labels = write_idx_files(tmp_path, gzipped)["train"][1]
+    digest = hashlib.sha256(labels.tobytes()).hexdigest()
+    monkeypatch.setitem(published._TRAINING_LABELS, "mnist", digest)
     with pytest.raises(DataError, match=f"{tmp_path} holds mnist, not fashion_mnist"):
         idx_dataset(FASHION_MNIST, tmp_path)
-    assert idx_dataset(published.MNIST, tmp_path).name == "mnist"
+    assert idx_dataset(MNIST, tmp_path).name == "mnist"
+
+
+@pytest.mark.skipif(not DEBIAN.is_dir(), reason="needs Debian's dataset-fashion-mnist")
+def test_fashion_mnist_as_debian_packs_it_is_no_mnist():
+    with pytest.raises(DataError, match=f"{DEBIAN} holds fashion_mnist, not mnist"):
+        idx_dataset(MNIST, DEBIAN)

@@ -16,8 +16,8 @@ import decoupled
 from configs import compare as compare_config
 from configs import digits
 from decoupled import estimators
-from decoupled.builder import methods
 from decoupled.errors import UsageError
+from decoupled.methods import methods
 from decoupled.training import Workdir, train_and_evaluate
 from experiments import compare
 from experiments.compare_page import cosines_figure

@@ -164,7 +164,7 @@ def test_the_best_network_is_kept_and_predicts_from_the_workdir_alone(whole, mon
 
     dataset = data.digits()
     _, held_out = data.hold_out(dataset.train, 200)
-    monkeypatch.setattr(builder, "_MAKERS", {})  # no data at hand
+    monkeypatch.setattr(builder, "_dataset", None)  # no data at hand
     for which, split, accuracy in (
         ("trained", dataset.test, summary["test_accuracy"]),
         ("best", held_out, best["accuracy"]),
@@ -186,6 +186,23 @@ def test_what_does_not_predict(whole, tmp_path):
         decoupled.UsageError, match="there is no 'last' network of a run: choose 'trained' or"
     ):
         load_predictor(path, "last")
+
+
+def test_what_is_no_config_of_this_version_does_not_predict(whole, tmp_path):
+    path, _ = whole
+    shutil.copy(path / "data.json", tmp_path)
+    saved = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    older = {**saved, "optimizer": {**saved["optimizer"]}}
+    del older["optimizer"]["clip_norm"]
+    for written, message in (
+        ({}, r"config\.\S+ is missing"),
+        (older, "config.optimizer.clip_norm is missing"),
+        ({**saved, "epochs": "3"}, "config.epochs is '3': choose a whole number"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(written), encoding="utf-8")
+        with pytest.raises(decoupled.UsageError, match=message) as caught:
+            load_predictor(tmp_path)
+        assert str(caught.value).startswith(f"{tmp_path / 'config.json'}: ")
 
 
 def test_the_best_network_is_that_of_the_checkpoint_that_is_gone_on_from(tmp_path):

@@ -14,9 +14,10 @@ import pytest
 
 import decoupled
 from decoupled.training import Workdir, lock, read_metrics
-from decoupled.training.workdir import changed_fields
+from decoupled.training.going_on import changed_fields
 
 CONFIG = {"epochs": 2, "optimizer": {"learning_rate": 0.1, "schedule": "cosine"}}
+NO_FLAG = r"; runs of constant ones \(config.optimizer.schedule=constant\) need no flag"
 
 
 def go_on(workdir, say=print):
@@ -164,7 +165,7 @@ def test_a_changed_config_is_refused_field_by_field(unfinished):
     other = {"epochs": 3, "optimizer": {"learning_rate": 0.2, "schedule": "cosine"}, "data_dir": "/here"}
     message = (
         r"another config \(config.epochs was 2, is 3; config.optimizer.learning_rate was 0.1, is 0.2; a"
-        r" schedule is drawn out over all epochs\): choose another --workdir, or go on with"
+        rf" schedule is drawn out over all epochs{NO_FLAG}\): choose another --workdir, or go on with"
         " --accept_config_changes"
     )
     with pytest.raises(decoupled.UsageError, match=message):
@@ -219,7 +220,7 @@ def test_more_epochs_are_no_other_run_where_nothing_is_drawn_out_over_them(unfin
     if schedule == "cosine":
         message = (
             r"holds a finished run with another config \(config.epochs was 2, is 4; a schedule is drawn out"
-            r" over all epochs\): choose another --workdir, or go on with --accept_config_changes"
+            rf" over all epochs{NO_FLAG}\): choose another --workdir, or go on with --accept_config_changes"
         )
         with pytest.raises(decoupled.UsageError, match=message):
             Workdir(unfinished, settings(4))
@@ -231,6 +232,33 @@ def test_more_epochs_are_no_other_run_where_nothing_is_drawn_out_over_them(unfin
     assert json.loads((unfinished / "summary_at_step_3.json").read_text(encoding="utf-8")) == {"steps": 3}
     with Workdir(unfinished, settings(4)) as workdir:
         assert go_on(workdir).step == 3
+
+
+@pytest.mark.parametrize("summary", ["x", "[]", "{}", '{"steps": "../../elsewhere"}'])
+def test_a_damaged_summary_is_kept_as_it_is(summary, unfinished):
+    (unfinished / "summary.json").write_text(summary, encoding="utf-8")
+    with Workdir(unfinished, {**CONFIG, "epochs": 4}, accept_changes=True) as workdir:
+        assert go_on(workdir).step == 3
+    assert not (unfinished / "summary.json").exists()
+    assert (unfinished / "summary_at_step_3.json").read_text(encoding="utf-8") == summary
+
+
+def test_a_run_that_logged_nothing_before_its_checkpoint_goes_on_too(tmp_path):
+    with Workdir(tmp_path, CONFIG) as workdir:
+        go_on(workdir)
+        workdir.checkpoint(3, {"w": np.ones(3)}, {})
+    lines = []
+    with Workdir(tmp_path, CONFIG) as workdir:
+        assert go_on(workdir, lines.append).step == 3
+    assert lines == ["going on from step 3"]
+
+
+def test_metrics_that_someone_removed(unfinished):
+    (unfinished / "metrics.jsonl").unlink()
+    with Workdir(unfinished, CONFIG) as workdir:
+        assert go_on(workdir).step == 3
+        workdir.log("train", 4, {"loss": 0.5})
+    assert [line["step"] for line in read_metrics(unfinished)] == [4]
 
 
 @pytest.mark.parametrize("system", ["fcntl", "msvcrt"])
@@ -291,10 +319,24 @@ def test_a_foreign_run_is_left_alone(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_text(encoding="utf-8") == "mine"
 
 
-def test_a_config_that_cannot_be_read(unfinished):
-    (unfinished / "config.json").write_text("{", encoding="utf-8")
-    with pytest.raises(decoupled.UsageError, match="already holds a run, but not its config"):
-        Workdir(unfinished, CONFIG)
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("{", "damaged: it is not JSON"),
+        ("[]", "holds a list"),
+        ('{"epochs": "3"}', "epochs is '3'"),
+        ('{"epochs": null}', "epochs is None"),
+        ('{"epochs": {"a": 1}}', "epochs is {'a': 1}"),
+        ('{"__class__": 1}', "not the config.json of a run"),
+    ],
+)
+def test_a_config_that_cannot_be_read(text, why, unfinished):
+    (unfinished / "config.json").write_text(text, encoding="utf-8")
+    for accept in (False, True):
+        with pytest.raises(decoupled.UsageError, match="already holds a run, but not its config") as caught:
+            Workdir(unfinished, CONFIG, accept)
+        assert why in str(caught.value)
+        assert "\n" not in str(caught.value)
 
 
 def test_a_folder_in_which_nothing_was_logged_is_as_new(tmp_path):
