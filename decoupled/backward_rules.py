@@ -10,7 +10,7 @@ and its parameters stay what they are:
         logits = model.apply(variables, x)      # differentiate this
 
 B is kept in the collection "feedback", drawn as a Dense kernel is by default, and never changed. The layers
-are Dense, DenseGeneral (hence attention), Conv and ConvTranspose; `init` logs which it has met, and which
+are Dense, DenseGeneral (hence attention), Conv and ConvTranspose; `init` tells which it has met, and which
 matrices of other layers (Einsum, OptimizedLSTMCell, kernels of one's own) send signals back exactly. Enter
 the rule inside the function that is jitted: outside it, and in functions that were traced outside it, the
 model is as it was. Around `nn.RNN`, `nn.scan` and `nn.vmap` name the collection as you name "params":
@@ -34,6 +34,7 @@ from decoupled.boundaries.linen import FEEDBACK
 from decoupled.checks import naming
 from decoupled.errors import UsageError
 from decoupled.own_layers import within_own_layers
+from decoupled.telling import tell
 from decoupled.types import Array, Module, ModuleVariables, PyTree
 
 # What `flax.linen.intercept_methods` takes: (next method, arguments, keywords, context) -> output.
@@ -46,7 +47,8 @@ _PLAIN = "plain layer of a backward rule"
 # They map the variables of the layer inside, whatever their collection.
 _MAPS_VARIABLES = (nn.WeightNorm, nn.SpectralNorm)
 _INSIDE = ContextVar("within the outermost call of a model that is initialised", default=False)
-_OF_MODULE = ContextVar("what a model is called in a chain, in front of its layers", default="")
+# What the module of a chain is called that a model is in, and the lines that have been told of it.
+_OF_MODULE: ContextVar[tuple[str, set[str]] | None] = ContextVar("the module around", default=None)
 
 
 def feedback_alignment(next_fun: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
@@ -84,9 +86,10 @@ def with_backward_rule(module: Module, rule: BackwardRule) -> Module:
       UsageError: (from init) the module has matrices, but not one layer that the rule could act on.
     """
     check_module("with_backward_rule", module)
+    told: set[str] = set()  # `init` is traced more than once in a run, as to learn its shapes
 
     def init(*arguments: Any) -> ModuleVariables:
-        token = _OF_MODULE.set(f"{module.name}, ")
+        token = _OF_MODULE.set((f"{module.name}, ", told))
         try:
             with nn.intercept_methods(rule), naming(f"module {module.name}"):
                 variables = module.init(*arguments)
@@ -194,7 +197,9 @@ def _naming_what_is_around(layer: nn.Module) -> Iterator[None]:
 
 
 def _tell(model: nn.Module, whole: bool) -> None:
-    """Logs which layers of a model a rule acts on, and which matrices it leaves alone.
+    """Tells which layers of a model a rule acts on, and which matrices it leaves alone.
+
+    Each line once for a module of `with_backward_rule`, however often that is initialised.
 
     By what the variables say: functions that were traced before (`nn.jit`) have not been intercepted.
 
@@ -214,11 +219,14 @@ def _tell(model: nn.Module, whole: bool) -> None:
             raise UsageError(f"{none}: leave the rule out, or signals pass back exactly through {left}")
         logging.warning("%s: signals pass back exactly through %s", none, left)
     elif ruled:
+        of_module, told = _OF_MODULE.get() or ("", set())
         layers = ", ".join(sorted("/".join(path) or type(model).__name__ for path in ruled))
-        log = logging.warning if exact else logging.info
         others = f"; signals pass back exactly through {left}" if exact else ""
-        name = f"{_OF_MODULE.get()}{type(model).__name__}"
-        log("a backward rule acts on these layers of %s: %s%s", name, layers, others)
+        name = f"{of_module}{type(model).__name__}"
+        line = f"a backward rule acts on these layers of {name}: {layers}{others}"
+        if line not in told:
+            told.add(line)
+            (logging.warning if exact else tell)(line)
 
 
 def _matrices(params: PyTree) -> list[tuple[str, ...]]:

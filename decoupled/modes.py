@@ -1,17 +1,26 @@
 """How a Flax module is told whether it trains: by its own arguments, as their names mean."""
 
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from decoupled.errors import UsageError
 
 # The names that arguments have in Flax and in models on it; each is True in training, or in evaluation.
-_TRAINING = ("train", "training", "is_training", "is_train", "update_stats")
-_EVALUATION = ("deterministic", "use_running_average", "eval", "is_eval", "evaluation", "inference")
+_TRAINING = ("train", "training", "is_training", "is_train", "update_stats", "enable_dropout", "stochastic")
+_EVALUATION = (
+    *("deterministic", "use_running_average", "eval", "is_eval", "evaluation", "inference"),
+    *("test", "is_test", "testing"),
+)
 _MEANING = {**dict.fromkeys(_TRAINING, True), **dict.fromkeys(_EVALUATION, False)}
 # Other names with one of these words in them seem to tell of training, but not how.
-_WORDS = {"train", "training", "eval", "evaluate", "evaluation", "deterministic", "inference", "testing"}
+_WORDS = {
+    *("train", "training", "eval", "evaluate", "evaluating", "evaluation", "inference"),
+    *("test", "testing", "validate", "validation", "deterministic", "stochastic"),
+}
+# And with one of these where they switch something on or off: `dropout_rng` and `dropout_rate` do not.
+_SWITCHED = {"dropout", "stats"}
 
 # train -> the positional arguments after h, and those by name.
 Mode = Callable[[bool], tuple[tuple[Any, ...], dict[str, Any]]]
@@ -38,11 +47,6 @@ def mode_of(module: Any, base: type, where: str, also: Sequence[str] = ()) -> Mo
     for p in parameters:
         known = p.name in (*_MEANING, *also)
         required = p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-        if not known and not _is_set(module, p) and _WORDS & set(p.name.lower().split("_")):
-            raise UsageError(
-                f"{where} takes {p.name!r}, which seems to say whether it trains, but not how: call it"
-                " `train`, `training`, `deterministic` or `use_running_average`"
-            )
         if required and not known:
             raise UsageError(
                 f"{where} asks for {p.name!r} beside its input: call it in a module of your own that takes"
@@ -52,7 +56,8 @@ def mode_of(module: Any, base: type, where: str, also: Sequence[str] = ()) -> Mo
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     while positional and positional[-1] not in flags:
         positional.pop()
-    if any(p not in flags and p.default is p.empty for p in positional):
+    # By their names where one before them has no value, or is passed by name itself.
+    if any(p not in flags and (p.default is p.empty or p.name in also) for p in positional):
         positional = []
     in_place = [p.name for p in positional]
     names = [name for name in _asked(module, base, where) if name not in in_place]
@@ -83,7 +88,8 @@ def _asked(module: Any, base: type, where: str) -> list[str]:
     for first, *later in inside:
         for i, layer in enumerate(later, start=1):
             _check_asks_nothing(layer, base, f"{where}, layer {i}")
-        if isinstance(first, base) and (asked := _asked(first, base, where)):
+        within = f"{where}, {type(first).__name__} in it"
+        if isinstance(first, base) and (asked := _asked(first, base, within)):
             passed_on.append(asked)
     if len(passed_on) > 1:
         raise UsageError(
@@ -138,7 +144,11 @@ def takes(module: Any, name: str, where: str) -> bool:
 
 
 def _parameters(module: Any, where: str) -> list[inspect.Parameter]:
-    """Of `__call__`, without the input."""
+    """Of `__call__`, without the input.
+
+    Raises:
+      UsageError: there is no input, or the name of another seems to tell of training, but not how.
+    """
     if not callable(module):
         raise UsageError(f"{where} has no __call__: a module of a chain maps its input to its output")
     parameters = list(inspect.signature(module.__call__).parameters.values())
@@ -147,7 +157,21 @@ def _parameters(module: Any, where: str) -> list[inspect.Parameter]:
         inspect.Parameter.VAR_KEYWORD,
     ):
         raise UsageError(f"{where} takes no input: a module of a chain maps its input to its output")
-    return parameters if parameters[0].kind is inspect.Parameter.VAR_POSITIONAL else parameters[1:]
+    others = parameters if parameters[0].kind is inspect.Parameter.VAR_POSITIONAL else parameters[1:]
+    for p in others:
+        if p.name not in _MEANING and not _is_set(module, p) and _seems_to_tell(p):
+            raise UsageError(
+                f"{where} takes {p.name!r}, which seems to say whether it trains, but not how: call it"
+                " `train`, `training`, `deterministic` or `use_running_average`"
+            )
+    return others
+
+
+def _seems_to_tell(parameter: inspect.Parameter) -> bool:
+    """By the words in its name, even in isTraining, and in its default where that is a text, as "train"."""
+    text = f"{parameter.name}_{parameter.default}" if isinstance(parameter.default, str) else parameter.name
+    words = {word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", text)}
+    return bool(words & _WORDS) or (isinstance(parameter.default, bool) and bool(words & _SWITCHED))
 
 
 def _is_set(module: Any, parameter: inspect.Parameter) -> bool:

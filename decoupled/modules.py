@@ -22,7 +22,8 @@ def from_linen(linen_module: nn.Module, name: str = "", rngs: Sequence[str] = ("
 
     Every collection but `params` is carried as mutable state in training and left as it is in
     evaluation. Arguments of `__call__` that tell of training are passed by what their names mean: `train`,
-    `training`, `is_training`, `deterministic`, `use_running_average` and a few more (`decoupled.modes`).
+    `training`, `is_training`, `enable_dropout`, `deterministic`, `use_running_average` and a few more
+    (`decoupled.modes`).
 
     Args:
       linen_module: unbound; called as `linen_module(h)`, `linen_module(h, train=...)` or the like.

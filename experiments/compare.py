@@ -240,7 +240,7 @@ def compare(config: ConfigDict, out: Path) -> None:
         "config": config.to_dict(),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "versions": {"jax": jax.__version__, "python": platform.python_version()},
-        "boundaries": [module.name for module in jobs["backprop"].learner.modules[:-1]],
+        "boundaries": jobs["backprop"].learner.chain.names[:-1],
         "rows": [],
     }
     for name, job in jobs.items():

@@ -52,7 +52,7 @@ def measure(size: Size) -> Finding:
     for name, options in chosen_rows(config.methods).items():
         job = job_of(config, options)
         rows.append({"name": name, **declared(job), **train(job, config.seeds, vectorised=True)})
-    boundaries = [module.name for module in job.learner.modules[:-1]]
+    boundaries = job.learner.chain.names[:-1]
     return Finding(
         [*_special_cases(), *_teaching(rows)],
         [

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import logging
 from flax import linen as nn
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
@@ -346,6 +347,23 @@ def test_init_says_which_layers_it_met_and_which_stay_exact(caplog):
         return losses.softmax_cross_entropy(Own().apply({"params": params}, x), y).mean()
 
     chex.assert_trees_all_close(actual, jax.jit(jax.grad(loss))(variables["params"]), atol=1e-6)
+
+
+def test_each_line_is_told_once_and_in_a_plain_script_too(capsys):
+    x, y = helpers.batch()
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.WARNING)  # absl's default
+    try:
+        modules = [decoupled.from_linen(nn.Dense(3), name) for name in ("first", "second")]
+        ruled = [decoupled.with_backward_rule(module, feedback_alignment) for module in modules]
+        learner = helpers.make_learner(ruled, estimators.backprop())
+        jax.eval_shape(lambda key: learner.init(key, x, y), KEY)  # as a rehearsal does
+        jax.jit(learner.init)(KEY, x, y)
+    finally:
+        logging.set_verbosity(verbosity)
+    assert capsys.readouterr().err.splitlines() == [
+        f"a backward rule acts on these layers of {name}, Dense: Dense" for name in ("first", "second")
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """Modules that are told of training, each in its own words, against Flax told by hand."""
 
 import functools
+import inspect
+from typing import Any
 
 import chex
 import jax
@@ -47,6 +49,24 @@ class Deterministic(nn.Module):
         return body(h, not deterministic)
 
 
+class EnableDropout(nn.Module):
+    @nn.compact
+    def __call__(self, h, enable_dropout=False):
+        return body(h, enable_dropout)
+
+
+class Stochastic(nn.Module):
+    @nn.compact
+    def __call__(self, h, *, stochastic=False):
+        return body(h, stochastic)
+
+
+class IsTest(nn.Module):
+    @nn.compact
+    def __call__(self, h, is_test=True):
+        return body(h, not is_test)
+
+
 class Both(nn.Module):
     @nn.compact
     def __call__(self, h, deterministic, use_running_average=True):
@@ -75,6 +95,9 @@ TOLD = {
     "training, by keyword only": (Training(), {"training": True}, {"training": False}),
     "is_training, behind others": (IsTraining(), {"is_training": True}, {"is_training": False}),
     "deterministic": (Deterministic(), {"deterministic": False}, {"deterministic": True}),
+    "enable_dropout, as in T5": (EnableDropout(), {"enable_dropout": True}, {"enable_dropout": False}),
+    "stochastic": (Stochastic(), {"stochastic": True}, {"stochastic": False}),
+    "is_test": (IsTest(), {"is_test": False}, {"is_test": True}),
     "two of a meaning": (
         Both(),
         {"deterministic": False, "use_running_average": False},
@@ -181,6 +204,11 @@ class Unclear(nn.Module):
         return h
 
 
+class Noisy(nn.Module):
+    def __call__(self, h, use_dropout=False):
+        return h
+
+
 class Silent(nn.Module):
     def encode(self, h):
         return h
@@ -205,6 +233,8 @@ class NoInput(nn.Module):
             r"module Sequential, layer 1 \(Train\) takes 'train'",
         ),
         (Unclear(), "module Unclear takes 'train_mode', which seems to say whether it trains, but not how"),
+        (Wrapper(Noisy()), "module Wrapper, Noisy in it takes 'use_dropout', which seems to say"),
+        (nn.Sequential([nn.tanh, Noisy()]), "module Sequential, layer 1 takes 'use_dropout', which seems"),
         (Silent(), "module Silent has no __call__"),
         (NoInput(), "module NoInput takes no input"),
         (nn.Dense, r"from_linen needs a Linen module, .* not <class 'flax\.linen"),
@@ -215,6 +245,53 @@ def test_what_cannot_be_told_is_refused(given, message):
     with pytest.raises(decoupled.UsageError, match=message) as raised:
         decoupled.from_linen(given)
     assert "\n" not in str(raised.value)
+
+
+def with_option(name, default):
+    class WithOption(nnx.Module):
+        def __init__(self, rngs):
+            pass
+
+        def __call__(self, h, *, option=default):
+            return h
+
+    call: Any = WithOption.__call__
+    *others, option = inspect.signature(call).parameters.values()
+    call.__signature__ = inspect.Signature([*others, option.replace(name=name)])
+    return WithOption
+
+
+@pytest.mark.parametrize(
+    ("name", "default"),
+    [
+        ("test_mode", False),
+        ("isTraining", True),
+        ("use_dropout", False),
+        ("dropout", True),
+        ("is_stochastic", None),
+        ("update_batch_stats", True),
+        ("validation", False),
+        ("mode", "train"),
+    ],
+)
+def test_words_that_seem_to_tell_of_training_are_refused(name, default):
+    with pytest.raises(decoupled.UsageError, match=f"module m takes '{name}', which seems to say whether"):
+        decoupled.from_nnx(with_option(name, default), "m")
+
+
+@pytest.mark.parametrize(
+    ("name", "default"),
+    [
+        ("dropout_rng", None),
+        ("dropout_rate", 0.5),
+        ("latest", False),
+        ("constraint", None),
+        ("mode", "same"),
+    ],
+)
+def test_words_that_tell_of_something_else_are_left_alone(name, default):
+    module = decoupled.from_nnx(with_option(name, default), "m")
+    np.testing.assert_array_equal(module.apply(*module.init(KEY, X), X, KEY, True)[0], X)
 
 
 class Untold(nn.Module):
@@ -265,25 +342,43 @@ class NNXRequired(NNXTold):
         return super().__call__(h, training=not deterministic) + rngs.params.normal()
 
 
+class NNXBehindRngs(NNXTold):
+    def __call__(self, h, rngs=None, train=False):
+        return super().__call__(h, training=train) + rngs.params.normal()
+
+
+class NNXTest(NNXTold):
+    def __call__(self, h, *, test=False):
+        return super().__call__(h, training=not test)
+
+
 class NNXMasked(NNXTold):
     def __call__(self, h, mask):
         return h * mask
 
 
-@pytest.mark.parametrize("make", [NNXTold, lambda rngs: nnx.Sequential(NNXTold(rngs), nnx.tanh)])
-def test_nnx_modules_are_told_too(make):
+@pytest.mark.parametrize(
+    ("make", "word"),
+    [
+        (NNXTold, "training"),
+        (lambda rngs: nnx.Sequential(NNXTold(rngs), nnx.tanh), "training"),
+        (NNXTest, "test"),
+    ],
+)
+def test_nnx_modules_are_told_too(make, word):
     module = decoupled.from_nnx(make, "told")
     params, state = module.init(KEY, X)
     out, new_state = module.apply(params, state, X, KEY, True)
     own = make(nnx.Rngs(KEY))
-    np.testing.assert_allclose(out, own(X, training=True), rtol=1e-5)
+    np.testing.assert_allclose(out, own(X, **{word: word == "training"}), rtol=1e-5)
     chex.assert_trees_all_close(new_state["rest"], nnx.state(own, nnx.BatchStat))
     out, _ = module.apply(params, new_state, X, KEY, False)
-    np.testing.assert_allclose(out, own(X, training=False), rtol=1e-5)
+    np.testing.assert_allclose(out, own(X, **{word: word == "test"}), rtol=1e-5)
 
 
-def test_nnx_modules_that_ask_for_rngs_are_given_some():
-    module = decoupled.from_nnx(NNXRequired, "noisy")
+@pytest.mark.parametrize("make", [NNXRequired, NNXBehindRngs])
+def test_nnx_modules_that_ask_for_rngs_are_given_some(make):
+    module = decoupled.from_nnx(make, "noisy")
     params, state = module.init(KEY, X)
     first, _ = module.apply(params, state, X, KEY, True)
     again, _ = module.apply(params, state, X, KEY, True)

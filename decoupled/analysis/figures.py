@@ -48,7 +48,7 @@ def dissimilarity_figure(learner: Learner, state: LearnerState, x: Array, y: Arr
     layers = _activations(learner, state, x[chosen])
     shown = evenly(len(layers), _MOST_COLUMNS)
     matrices = [jax.jit(dissimilarity_matrix)(layers[i]) for i in shown]
-    names = [shortened(learner.modules[i].name, 14) for i in shown]
+    names = [shortened(learner.chain.names[i], 14) for i in shown]
     across = "examples, ordered by class"
     return draw_matrices({"": matrices}, names, "1 - correlation", across=across, limits=(0.0, 1.2))
 

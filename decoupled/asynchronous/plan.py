@@ -1,5 +1,6 @@
 """What each worker is to do: checked, and in a form that can be sent to another process."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -56,6 +57,7 @@ def make_plan(
     states = split_state(chains, state)
     key_data = (np.asarray(jax.random.key_data(key)), str(jax.random.key_impl(key)))
     examples = _examples(chains, states, *example)
+    all_names = iter(learner.chain.names)
     plans = []
     for i, chain in enumerate(chains):
         job = Job(
@@ -70,7 +72,7 @@ def make_plan(
             snapshot_every=options.snapshot_every,
             max_staleness=options.max_staleness,
         )
-        names = tuple(module.name for module in chain.modules)
+        names = tuple(itertools.islice(all_names, len(chain.modules)))
         plans.append(StagePlan(job, names, to_host(states[i])))
     return tuple(plans)
 

@@ -176,12 +176,13 @@ def from_host(like: PyTree, leaves: Sequence[np.ndarray]) -> PyTree:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Orbax tells every phase of its work: within, only what is wrong."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
+    logger = logging.get_absl_logger()
+    level = logger.level  # and not the verbosity: to set that is a choice, even of what it was
+    logger.setLevel("ERROR")
     try:
         yield
     finally:
-        logging.set_verbosity(verbosity)
+        logger.setLevel(level)
 
 
 def one_process() -> ocp.options.MultiprocessingOptions:

@@ -6,7 +6,13 @@ import pytest
 
 from decoupled import estimators
 from decoupled.analysis import activations, dissimilarity_matrix, label_order
-from decoupled.analysis.figures import alignment_figure, all_figures, cka_figure, evenly
+from decoupled.analysis.figures import (
+    alignment_figure,
+    all_figures,
+    cka_figure,
+    dissimilarity_figure,
+    evenly,
+)
 from decoupled.errors import UsageError
 from decoupled.training.html import svg
 from tests import helpers
@@ -40,6 +46,14 @@ def test_every_figure_is_drawn(network):
     chosen = chosen[label_order(y[chosen])]
     expected = dissimilarity_matrix(activations(learner, state, x)[1][chosen])
     np.testing.assert_allclose(columns.get_images()[0].get_array(), expected, atol=1e-5)
+
+
+def test_equal_modules_are_told_apart(network):
+    learner, state, x, y = network
+    alike = tuple(module._replace(name="layer") for module in learner.modules)
+    learner = learner._replace(chain=learner.chain._replace(links=alike))
+    figure = dissimilarity_figure(learner, state, x, y, KEY)
+    assert [axes.get_title() for axes in figure.axes[:2]] == ["layer_0", "layer_1"]
 
 
 def test_alignment_of_the_true_gradient(network):

@@ -19,6 +19,12 @@ def tiny():
     return _learner(modules)
 
 
+def alike():
+    """The same, but that its modules are all called alike."""
+    modules = helpers.mlp_modules(depth=2, width=6, norm="batch", dropout=0.2)
+    return _learner([module._replace(name="layer") for module in modules])
+
+
 def failing_in_workers():
     """The same, but a module of it cannot be run outside of the first process."""
     first, *others = helpers.mlp_modules(depth=2, width=6)

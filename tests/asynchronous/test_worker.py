@@ -116,6 +116,11 @@ def test_the_highest_stage_sends_targets_and_nothing_up(state):
     np.testing.assert_allclose(step.down.grad_h, oracle._targets[5], rtol=1e-4, atol=1e-6)
 
 
+def test_equal_modules_are_told_apart_across_stages(state):
+    plans = make_plan(learners.alike, state, BATCHES[0], learners.KEY, 2, AsyncOptions())
+    assert [stage.modules for stage in plans] == [("layer_0", "layer_1"), ("layer_2",)]
+
+
 def test_mistakes_are_told_before_anything_starts(state):
     make = partial(make_plan, learners.tiny, state, BATCHES[0], learners.KEY)
     with pytest.raises(UsageError, match="4 stages of 3 modules"):

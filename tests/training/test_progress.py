@@ -2,6 +2,7 @@
 
 import io
 import sys
+from logging import NOTSET, WARNING
 from typing import ClassVar
 
 import numpy as np
@@ -10,7 +11,9 @@ from absl import logging
 
 from decoupled import TrainingError
 from decoupled.state import BoundaryMetrics
+from decoupled.telling import tell
 from decoupled.training import Workdir, read_metrics
+from decoupled.training.checkpoints import quiet
 from decoupled.training.monitor import Monitor
 from decoupled.training.overview import overview
 from decoupled.training.progress import Progress
@@ -45,6 +48,29 @@ def test_lines_when_there_is_no_terminal(told):
         "done",
     ]
     assert lines[1].endswith("ETA 0 s")
+
+
+def test_silence_that_was_chosen_is_kept(capsys):
+    verbosity = logging.get_verbosity()
+    try:
+        for chosen in (logging.WARNING, logging.ERROR):  # the first is absl's default
+            logging.set_verbosity(chosen)
+            tell(f"at {chosen}")
+    finally:
+        logging.set_verbosity(verbosity)
+    assert capsys.readouterr().err == f"at {logging.WARNING}\n"
+
+
+def test_silence_for_orbax_leaves_nothing_chosen():
+    logger = logging.get_absl_logger()
+    level = logger.level
+    logger.setLevel("NOTSET")  # as where nobody has chosen a verbosity
+    try:
+        with quiet():
+            assert not logger.isEnabledFor(WARNING)
+        assert logger.level == NOTSET
+    finally:
+        logger.setLevel(level)
 
 
 class Notebook:
