@@ -65,8 +65,10 @@ def check_activation(where: str, h: Any, batch_axes: int = 1) -> None:
     """That h is one array of real numbers, with an axis of features behind those that count examples.
 
     Raises:
-      UsageError: it is not.
+      UsageError: it is not; or `batch_axes` is no number of axes.
     """
+    if not isinstance(batch_axes, int) or batch_axes < 0:
+        raise UsageError(f"{where}: batch_axes is {batch_axes!r}, but must be a number of axes, like 1")
     if not hasattr(h, "dtype"):
         raise UsageError(f"{where}: h is a {type(h).__name__}, not one array: put a boundary on each array")
     if not jnp.issubdtype(h.dtype, jnp.floating):

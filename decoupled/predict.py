@@ -32,8 +32,9 @@ def load_predictor(
         was highest (`best_validation` in summary.json), of a run that has not ended too.
 
     Returns:
-      A function from images as the data set has them, (examples, height, width, channels) in uint8, to
-      logits, (examples, classes) in float32. It raises UsageError for images of another kind.
+      A function from images as the data set has them here, (examples, height, width, channels) in uint8
+      from 0 to 255 (scikit-learn's digits, which are from 0 to 16, times 255 / 16), to logits,
+      (examples, classes) in float32. It raises UsageError for images of another kind.
 
     Raises:
       UsageError: the folder holds no run, or its config is none of this version; or `which` is neither.

@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from decoupled.argument_checks import check_estimator
 from decoupled.boundaries.metrics import measured
@@ -154,8 +155,13 @@ def per_example(tree: PyTree, batch_axes: int) -> PyTree:
 def _check_number(where: str, num_examples: Any) -> None:
     if num_examples is None:
         return
-    known = jnp.ndim(num_examples) == 0 and not isinstance(num_examples, jax.core.Tracer)
-    if jnp.ndim(num_examples) != 0 or (known and not 0 < float(num_examples) < math.inf):
+    if isinstance(num_examples, jax.core.Tracer):
+        wrong = num_examples.ndim != 0
+    else:
+        number = np.asarray(num_examples)
+        is_one = number.ndim == 0 and jnp.issubdtype(number.dtype, jnp.number)
+        wrong = not (is_one and 0 < float(number) < math.inf)
+    if wrong:
         raise UsageError(f"{where}: num_examples is {num_examples}, but must be one number above zero")
 
 

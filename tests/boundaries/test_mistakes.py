@@ -147,7 +147,7 @@ def test_activations_that_are_not_one_array():
         Boundary(estimators.backprop()).init(KEY, {"h": H})
 
 
-@pytest.mark.parametrize("number", [0, -3, 0.0, np.int64(0), np.inf, np.ones(2)])
+@pytest.mark.parametrize("number", [0, -3, 0.0, np.int64(0), np.inf, np.ones(2), "a"])
 def test_the_number_of_examples_is_one_above_zero(number):
     with pytest.raises(UsageError, match=r"^mine: num_examples is .* one number above zero"):
         decoupled.boundary(estimators.backprop(), {}, H, num_examples=number, name="mine")
@@ -220,6 +220,20 @@ def test_the_error_of_two_outputs(name):
     assert one_line(raised)
     with pytest.raises(UsageError, match="is that of one array, but the output is a tuple"):
         losses.output_error(losses.softmax_cross_entropy, error, Y)
+
+
+@pytest.mark.parametrize("axes", [-1, 1.5])
+def test_batch_axes_are_a_number_of_axes(axes):
+    with pytest.raises(UsageError, match=f"^mine: batch_axes is {axes}, but must be a number of axes"):
+        decoupled.boundary(estimators.backprop(), {}, H, batch_axes=axes, name="mine")
+
+
+def test_a_module_of_two_outputs_in_a_chain():
+    two = decoupled.from_functions(lambda key, h: {}, lambda params, h: (h, h), "two")
+    learner = helpers.make_learner([two, two], estimators.direct_feedback_alignment(3))
+    with pytest.raises(UsageError, match=r"^module two gives a tuple of 2 arrays, .* join them") as error:
+        learner.init(KEY, H, Y)
+    assert one_line(error)
 
 
 def test_a_function_is_not_yet_an_estimator():
