@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from decoupled.errors import UsageError
+from decoupled.precision import at_least_float32
 from decoupled.types import Array, Loss
 
 
@@ -28,7 +29,7 @@ def softmax_cross_entropy(logits: Array, labels: Array) -> Array:
         raise UsageError(
             f"the log loss takes integer labels, not {labels.dtype}: give another loss, or cast"
         )
-    return optax.softmax_cross_entropy_with_integer_labels(_at_least_float32(logits), labels)
+    return optax.softmax_cross_entropy_with_integer_labels(at_least_float32(logits), labels)
 
 
 def squared_error(output: Array, targets: Array) -> Array:
@@ -46,7 +47,7 @@ def squared_error(output: Array, targets: Array) -> Array:
             f"the squared error takes an output and targets of one shape, not {output.shape} and"
             f" {targets.shape}: reshape the targets"
         )
-    difference = _at_least_float32(output) - _at_least_float32(targets)
+    difference = at_least_float32(output) - at_least_float32(targets)
     return 0.5 * jnp.sum(jnp.square(difference), axis=tuple(range(1, output.ndim)))
 
 
@@ -91,7 +92,3 @@ def output_error(loss: Loss, output: Array, y: Array) -> tuple[Array, Array]:
     losses, pullback = jax.vjp(lambda out: checked_losses(loss(out, y), out.shape), output)
     # A signal, not a function of the parameters: nothing is to be differentiated through it.
     return losses, jax.lax.stop_gradient(pullback(jnp.ones_like(losses))[0])
-
-
-def _at_least_float32(output: Array) -> Array:
-    return output.astype(jnp.promote_types(output.dtype, jnp.float32))

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from decoupled.analysis.scaled import length, unit_length
-from decoupled.estimators.synthetic_gradient import at_least_float32
 from decoupled.learner import Learner
 from decoupled.losses import output_error
+from decoupled.precision import at_least_float32
 from decoupled.state import LearnerState
 from decoupled.types import Array, Key, Module
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from decoupled.analysis.alignment import cosine
-from decoupled.analysis.scaled import unit_peak
+from decoupled.analysis.scaled import unit_length, unit_peak
 from decoupled.types import Array
 
 
@@ -37,9 +37,7 @@ def dissimilarity_matrix(h: Array) -> Array:
       (n, n), symmetric, zero on the diagonal.
     """
     rows, _ = unit_peak(h.reshape(h.shape[0], -1), axis=1)
-    rows, _ = unit_peak(rows - jnp.mean(rows, axis=1, keepdims=True), axis=1)
-    norms = jnp.linalg.norm(rows, axis=1, keepdims=True)
-    rows = jnp.where(norms > 0, rows / jnp.where(norms > 0, norms, 1.0), 0.0)
+    rows = unit_length(rows - jnp.mean(rows, axis=1, keepdims=True), axis=1)
     return jnp.clip(1 - rows @ rows.T, 0.0, 2.0) * (1 - jnp.eye(h.shape[0]))
 
 

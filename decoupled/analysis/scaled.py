@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from decoupled.estimators.synthetic_gradient import at_least_float32
+from decoupled.precision import at_least_float32
 from decoupled.types import Array, PyTree
 
 
@@ -32,8 +32,13 @@ def length(tree: PyTree) -> Array:
     return peak * jnp.linalg.norm(lengths)
 
 
-def unit_length(a: Array) -> Array:
-    """An array over its length, taken as one vector; zero where it is."""
-    a, _ = unit_peak(a)
-    norm = jnp.linalg.norm(a.ravel())
+def unit_length(a: Array, axis: int | None = None) -> Array:
+    """An array over its length; zero where it is.
+
+    Args:
+      a: any shape; taken as one vector, or as many along `axis`.
+      axis: of the vectors; None for the whole array.
+    """
+    a, _ = unit_peak(a, axis)
+    norm = jnp.sqrt(jnp.sum(jnp.square(a), axis=axis, keepdims=axis is not None))
     return a / jnp.where(norm == 0, 1, norm)

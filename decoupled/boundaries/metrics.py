@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from decoupled.errors import UsageError
-from decoupled.estimators.synthetic_gradient import at_least_float32
+from decoupled.precision import at_least_float32
 from decoupled.types import Array, PyTree
 
 

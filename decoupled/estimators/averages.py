@@ -8,7 +8,7 @@ whose own mean over examples is 1.
 
 import jax.numpy as jnp
 
-from decoupled.estimators.synthetic_gradient import at_least_float32
+from decoupled.precision import at_least_float32
 from decoupled.types import Array
 
 

@@ -10,8 +10,9 @@ import optax
 from decoupled.errors import UsageError
 from decoupled.estimators.auxiliary_head import AuxiliaryHead
 from decoupled.estimators.averages import mean_of, no_weight, weight_of
-from decoupled.estimators.synthetic_gradient import at_least_float32, flatten
+from decoupled.estimators.synthetic_gradient import flatten
 from decoupled.losses import softmax_cross_entropy
+from decoupled.precision import at_least_float32
 from decoupled.types import Array, Estimator, Key, PyTree
 
 

@@ -7,13 +7,8 @@ linear SG the practical form of that search is to solve.
 import jax.numpy as jnp
 
 from decoupled.estimators.least_squares import moments, solver, unsolved
-from decoupled.estimators.synthetic_gradient import (
-    Context,
-    at_least_float32,
-    encoded,
-    flatten,
-    sg_loss,
-)
+from decoupled.estimators.synthetic_gradient import Context, encoded, flatten, sg_loss
+from decoupled.precision import at_least_float32
 from decoupled.types import Array, Estimator, Key, PyTree
 
 

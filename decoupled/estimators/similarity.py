@@ -6,8 +6,9 @@ import jax.numpy as jnp
 from decoupled.errors import UsageError
 from decoupled.estimators.auxiliary_head import AuxiliaryHead
 from decoupled.estimators.local_loss import from_local_loss
-from decoupled.estimators.synthetic_gradient import Context, at_least_float32, encoded, flatten
+from decoupled.estimators.synthetic_gradient import Context, encoded, flatten
 from decoupled.losses import checked_losses, softmax_cross_entropy
+from decoupled.precision import at_least_float32
 from decoupled.types import Array, Estimator, Key, Loss, PyTree
 
 _KERNEL_INIT = jax.nn.initializers.lecun_normal()

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from decoupled.errors import UsageError
+from decoupled.precision import at_least_float32
 from decoupled.types import Array, PyTree
 
 # y -> (batch, context_features), or None for an estimator that sees h alone.
@@ -84,11 +85,6 @@ def _check_one_array(what: str, y: Array) -> None:
 def flatten(h: Array) -> Array:
     """(batch, ...) -> (batch, features)."""
     return h.reshape(h.shape[0], -1)
-
-
-def at_least_float32(h: Array) -> Array:
-    """For sums over many small numbers, which bfloat16 cannot hold."""
-    return h.astype(jnp.promote_types(h.dtype, jnp.float32))
 
 
 def sg_loss(grad_h_hat: Array, target: Array) -> Array:
