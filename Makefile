@@ -1,6 +1,6 @@
 # Two commands do all the set-up on a fresh machine with Python 3.11 or newer:
 #   make train   trains configs/digits.py (ARGS="--config=..." for another)
-#   make test    runs the tests, and tells which lines they miss
+#   make test    runs the tests
 
 PYTHON ?= python3
 ARGS ?=
@@ -8,12 +8,16 @@ BIN := .venv/bin
 
 TESTS := -m pytest --numprocesses=auto --dist=loadscope
 
-.PHONY: train test test-all mutants versions wheel check fuzz bench soak results compare paper paper-full
+.PHONY: train test coverage test-all mutants versions wheel check fuzz bench soak results compare paper paper-full
 
 train: .venv/installed
 	$(BIN)/python train.py $(or $(ARGS),--config=configs/digits.py)
 
 test: .venv/installed-dev
+	$(BIN)/python $(TESTS)
+
+# The same, and which lines of the package they miss; on Python 3.11 in half as much time again.
+coverage: .venv/installed-dev
 	$(BIN)/python -m coverage erase
 	$(BIN)/python -m coverage run $(TESTS)
 	$(BIN)/python -m coverage combine --quiet

@@ -120,10 +120,10 @@ def test_direct_feedback_on_one_hidden_layer_is_feedback_alignment():
     layers = decoupled.models.mlp(1, 4, helpers.CLASSES)
     ruled = [decoupled.with_backward_rule(layer, feedback_alignment) for layer in layers]
     aligned = helpers.make_learner(ruled, estimators.backprop())
-    state = jax.jit(aligned.init)(KEY, x, y)
+    state = aligned.init(KEY, x, y)
     expected, _ = jax.jit(aligned.update)(state, x, y, KEY)
     direct = helpers.make_learner(layers, estimators.direct_feedback_alignment(helpers.CLASSES))
-    start = jax.jit(direct.init)(KEY, x, y)
+    start = direct.init(KEY, x, y)
     B = state.modules[1].state["feedback"]["Dense_0"]["kernel"].T
     start = start._replace(
         modules=tuple(
@@ -192,7 +192,7 @@ def test_many_devices_equal_one():
         ]
         return helpers.make_learner(ruled, estimators.backprop(), axis_name=axis_name)
 
-    state = jax.jit(make().init)(KEY, x, y)
+    state = make().init(KEY, x, y)
     expected, _ = jax.jit(make().update)(state, x, y, KEY)
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
     sharded = jax.shard_map(
@@ -358,7 +358,7 @@ def test_each_line_is_told_once_and_in_a_plain_script_too(capsys):
         ruled = [decoupled.with_backward_rule(module, feedback_alignment) for module in modules]
         learner = helpers.make_learner(ruled, estimators.backprop())
         jax.eval_shape(lambda key: learner.init(key, x, y), KEY)  # as a rehearsal does
-        jax.jit(learner.init)(KEY, x, y)
+        learner.init(KEY, x, y)
     finally:
         logging.set_verbosity(verbosity)
     assert capsys.readouterr().err.splitlines() == [

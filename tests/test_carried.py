@@ -21,7 +21,7 @@ def test_momentum_of_modules_and_estimators_is_carried():
     learner = decoupled.make_learner(
         helpers.mlp_modules(depth=1), [spec], losses.softmax_cross_entropy, sgd, sgd
     )
-    first = helpers.noisy(jax.jit(learner.init)(KEY, x, y))
+    first = helpers.noisy(learner.init(KEY, x, y))
     update = jax.jit(learner.update)
     second, _ = update(first, x, y, KEY)
     # Gradients are those of the first step again, but the optimizers have gone on.
@@ -50,7 +50,7 @@ def test_batch_statistics_are_carried():
     learner = helpers.make_learner(
         helpers.mlp_modules(depth=1, norm="batch"), estimators.backprop(), rate=0.0
     )
-    state = jax.jit(learner.init)(KEY, x, y)
+    state = learner.init(KEY, x, y)
     update = jax.jit(learner.update)
     for _ in range(2):
         state, _ = update(state, x, y, KEY)
@@ -64,7 +64,7 @@ def test_modules_and_fixed_matrices_are_drawn_apart():
     x, y = helpers.batch()
     equal = helpers.mlp_modules(depth=3)
     learner = helpers.make_learner(equal, estimators.direct_feedback_alignment(helpers.CLASSES))
-    state = jax.jit(learner.init)(KEY, x, y)
+    state = learner.init(KEY, x, y)
     kernels = [m.params["Dense_0"]["kernel"] for m in state.modules[1:3]]
     matrices = [e.params["B"] for e in state.estimators]
     for one, other in (kernels, matrices[:2], matrices[1:]):

@@ -2,8 +2,6 @@
 
 import functools
 import importlib.util
-import json
-import os
 import re
 import shlex
 import sys
@@ -12,6 +10,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from absl.flags import FlagValues
+from ml_collections import config_flags
 
 from benchmarks import step_time
 from configs import compare as compare_config
@@ -47,24 +47,26 @@ MADE = "python train.py --config=configs/digits.py"
 TRAINING = [line for line in COMMANDS if "python train.py" in line and line != MADE]
 
 
+@pytest.mark.filterwarnings("ignore:the load_module")  # by ml_collections, of a config file
 @pytest.mark.parametrize("line", TRAINING)
 def test_training_commands(line, tmp_path):
+    """As train.py runs them, but in this process, which has the two devices that some ask for."""
     write_idx_files(tmp_path / "data", gzipped=True)
-    variables, _, command = line.rpartition("python ")
-    # Without the two devices of the test run: a command says itself if it wants more than one.
-    flags = [flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag]
-    asked = dict(word.split("=") for word in variables.split())
-    environment = {**os.environ, "XLA_FLAGS": " ".join(flags), **asked}
-    arguments = shlex.split(command)
-    config = re.search(r"configs/(\w+)\.py", line).group(1)
-    cut = [f"--workdir={tmp_path}/run", "--config.epochs=1"]
-    cut += [f"--config.data_dir={tmp_path}/data"] if "mnist" in config else []
-    done = run([sys.executable, *arguments, *SMALL[config], *cut], env=environment)
-    assert done.returncode == 0, done.stderr
-    dataset = json.loads((tmp_path / "run" / "summary.json").read_text(encoding="utf-8"))["dataset"]
+    options = shlex.split(line.partition("train.py ")[2])
+    name = re.search(r"configs/(\w+)\.py", line).group(1)
+    cut = [
+        *SMALL[name],
+        "--config.epochs=1",
+        *([f"--config.data_dir={tmp_path}/data"] if "mnist" in name else []),
+    ]
+    flags, arguments = FlagValues(), ["train.py", *options, *cut]
+    config = config_flags.DEFINE_config_file("config", flag_values=flags, sys_argv=arguments)
+    flags(arguments)
+    with Workdir(tmp_path / "run", config.value.to_dict()) as workdir:
+        summary = train_and_evaluate(build(config.value), workdir)
     # No output may look as if a quick run had been one on CIFAR-10.
-    assert dataset == ("procedural" if config == "cifar" else config)
-    assert dataset in done.stderr
+    dataset = "procedural" if name == "cifar" else name
+    assert summary["dataset"] == dataset
     assert dataset in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
 
 

@@ -21,7 +21,7 @@ TRAINED = {name: e for name, e in METHODS.items() if e.training_gradient is not 
 
 def start(modules, estimator, x, y, **options):
     learner = helpers.make_learner(modules, estimator, **options)
-    return learner, helpers.noisy(jax.jit(learner.init)(jax.random.key(0), x, y))
+    return learner, helpers.noisy(learner.init(jax.random.key(0), x, y))
 
 
 @pytest.mark.parametrize("norm", ["none", "batch", "layer"])
@@ -49,7 +49,7 @@ def test_one_module_alone_is_backprop():
 def test_zero_estimates_leave_everything_below_untouched(name):
     x, y = helpers.batch()
     learner = helpers.make_learner(helpers.mlp_modules(), FROM_ZERO[name])
-    state = jax.jit(learner.init)(jax.random.key(0), x, y)
+    state = learner.init(jax.random.key(0), x, y)
     new, _ = jax.jit(learner.update)(state, x, y, KEY)
     chex.assert_trees_all_equal(new.modules[:-1], state.modules[:-1])
     expected = helpers.mean_loss_gradients(learner.modules, state, x, y, KEY)[-1]
@@ -78,7 +78,7 @@ def test_fixed_estimators_stay_bit_for_bit_and_cost_no_optimizer_state(name):
     adam = optax.adam(0.1)
     loss = decoupled.losses.softmax_cross_entropy
     learner = decoupled.make_learner(helpers.mlp_modules(), [METHODS[name]] * 2, loss, adam, adam)
-    state = jax.jit(learner.init)(KEY, x, y)
+    state = learner.init(KEY, x, y)
     new, metrics = jax.jit(learner.update)(state, x, y, KEY)
     chex.assert_trees_all_equal(new.estimators, state.estimators)
     assert metrics.boundaries == (None, None)
@@ -162,7 +162,7 @@ def test_linear_estimator_learns_the_gradient_of_a_linear_network():
     ]
     estimator = estimators.recursive_least_squares(estimators.as_given, ridge=1e-6)
     learner = helpers.make_learner(modules, estimator, rate=0.0, loss=decoupled.losses.squared_error)
-    state = jax.jit(learner.init)(KEY, x, y)
+    state = learner.init(KEY, x, y)
     for _ in range(5):
         state, metrics = jax.jit(learner.update)(state, x, y, KEY)
     assert metrics.boundaries[0].loss < 1e-8 * metrics.boundaries[0].target_power
@@ -180,7 +180,7 @@ def test_a_module_that_sits_out_stays_bit_for_bit():
         adam,
         update_probability=[1.0, 0.0, 1.0],
     )
-    state = helpers.noisy(jax.jit(learner.init)(jax.random.key(0), x, y))
+    state = helpers.noisy(learner.init(jax.random.key(0), x, y))
     new, _ = jax.jit(learner.update)(state, x, y, KEY)
     chex.assert_trees_all_equal(new.modules[1], state.modules[1])
     chex.assert_trees_all_equal(new.estimators[0], state.estimators[0])
@@ -234,7 +234,7 @@ def test_a_locked_boundary_below_an_unlocked_one_gets_its_estimate():
     loss = decoupled.losses.softmax_cross_entropy
     spec = [estimators.backprop(), SYNTHETIC["linear"], estimators.backprop()]
     learner = decoupled.make_learner(one_by_one, spec, loss, sgd, sgd)
-    state = helpers.noisy(jax.jit(learner.init)(jax.random.key(0), x, y))
+    state = helpers.noisy(learner.init(jax.random.key(0), x, y))
     new, _ = jax.jit(learner.update)(state, x, y, KEY)
 
     pair = [decoupled.compose(layers[:2]), decoupled.compose(layers[2:])]
@@ -255,17 +255,24 @@ def test_updating_modules_one_by_one_equals_the_fused_step(name):
     x, y = helpers.batch()
     learner, state = start(helpers.mlp_modules(norm="batch", dropout=0.3), METHODS[name], x, y)
     fused, _ = jax.jit(learner.update)(state, x, y, KEY)
-    h = x
-    for i in range(3):
-        est_params = state.estimators[i].params if i < 2 else None
-        step = jax.jit(learner.update_module[i])(state.modules[i], est_params, h, y, KEY)
-        chex.assert_trees_all_close(step.module, fused.modules[i], rtol=1e-6, atol=1e-6)
-        if i > 0:
-            fit = jax.jit(learner.update_estimator[i - 1])
-            fitted, _ = fit(state.estimators[i - 1], h, y, step.grad_h_in)
-            chex.assert_trees_all_close(fitted, fused.estimators[i - 1], rtol=1e-5, atol=1e-5)
-        h = step.h_out
-    assert step.losses.shape == (8,)
+
+    @jax.jit
+    def one_by_one(state):
+        h, modules, fitted = x, [], []
+        for i in range(3):
+            est_params = state.estimators[i].params if i < 2 else None
+            step = learner.update_module[i](state.modules[i], est_params, h, y, KEY)
+            modules.append(step.module)
+            if i > 0:
+                fit = learner.update_estimator[i - 1]
+                fitted.append(fit(state.estimators[i - 1], h, y, step.grad_h_in)[0])
+            h = step.h_out
+        return tuple(modules), tuple(fitted), step.losses
+
+    modules, fitted, losses = one_by_one(state)
+    chex.assert_trees_all_close(modules, fused.modules, rtol=1e-6, atol=1e-6)
+    chex.assert_trees_all_close(fitted, fused.estimators, rtol=1e-5, atol=1e-5)
+    assert losses.shape == (8,)
 
 
 def test_a_mixed_chain_one_by_one_equals_the_fused_step():
@@ -275,7 +282,7 @@ def test_a_mixed_chain_one_by_one_equals_the_fused_step():
     sgd = optax.sgd(1.0)
     loss = decoupled.losses.softmax_cross_entropy
     learner = decoupled.make_learner(helpers.mlp_modules(depth=3), spec, loss, sgd, sgd)
-    state = helpers.noisy(jax.jit(learner.init)(jax.random.key(0), x, y))
+    state = helpers.noisy(learner.init(jax.random.key(0), x, y))
     fused, _ = jax.jit(learner.update)(state, x, y, KEY)
 
     h_ins = [x]

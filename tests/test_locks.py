@@ -24,7 +24,7 @@ def stepper(modules, estimator):
             b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(m.params)) for m in new.modules
         ]
 
-    return bits_after, helpers.noisy(jax.jit(learner.init)(jax.random.key(0), x, y))
+    return bits_after, helpers.noisy(learner.init(jax.random.key(0), x, y))
 
 
 def louder_from(i, modules):
@@ -118,7 +118,7 @@ def test_an_estimator_looks_at_the_target_unless_it_has_its_own_loss(name):
     x, y = helpers.batch()
     modules = helpers.mlp_modules(depth=1)
     learner = helpers.make_learner(modules, METHODS[name])
-    state = helpers.noisy(jax.jit(learner.init)(jax.random.key(0), x, y))
+    state = helpers.noisy(learner.init(jax.random.key(0), x, y))
     h = modules[0].apply(*state.modules[0][:2], x, KEY, True)[0]
     fits = [learner.update_estimator[0](state.estimators[0], h, y, target)[0] for target in (h, -h)]
     same = [

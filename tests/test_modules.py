@@ -144,7 +144,7 @@ def test_nnx_modules_in_a_chain_train_as_backprop_does():
         decoupled.from_nnx(lambda rngs: nnx.Linear(4, 4, rngs=rngs), "output"),
     ]
     learner = helpers.make_learner(modules, decoupled.estimators.backprop())
-    state = jax.jit(learner.init)(KEY, x, y)
+    state = learner.init(KEY, x, y)
     new, _ = jax.jit(learner.update)(state, x, y, KEY)
     expected = helpers.mean_loss_gradients(modules, state, x, y, KEY)
     chex.assert_trees_all_close(helpers.steps_taken(state, new), expected, atol=1e-6)

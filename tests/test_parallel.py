@@ -29,7 +29,7 @@ def case(request):
         )
 
     x, y = helpers.batch(size=8)
-    state = helpers.noisy(jax.jit(make().init)(jax.random.key(0), x, y))
+    state = helpers.noisy(make().init(jax.random.key(0), x, y))
     return make, state, x, y, jax.jit(make().update)(state, x, y, KEY)
 
 
@@ -76,7 +76,7 @@ def test_update_coins_fall_alike_on_all_devices():
     learner = helpers.make_learner(
         helpers.mlp_modules(dropout=0.2), SYNTHETIC["linear"], update_probability=0.5, axis_name="data"
     )
-    state = helpers.noisy(jax.jit(learner.init)(jax.random.key(0), x, y))
+    state = helpers.noisy(learner.init(jax.random.key(0), x, y))
     update = jax.pmap(learner.update, axis_name="data", in_axes=(None, 0, 0, None))
     for i in range(6):
         new, _ = update(state, x.reshape(2, 4, 5), y.reshape(2, 4), jax.random.key(i))
@@ -89,7 +89,7 @@ def test_batch_statistics_are_averaged_and_dropout_is_not_shared():
     learner = helpers.make_learner(
         helpers.mlp_modules(norm="batch", dropout=0.5), SYNTHETIC["linear"], axis_name="data"
     )
-    state = helpers.noisy(jax.jit(learner.init)(jax.random.key(0), x, y))
+    state = helpers.noisy(learner.init(jax.random.key(0), x, y))
     update = jax.pmap(learner.update, axis_name="data", in_axes=(None, 0, 0, None))
     new, _ = update(state, x.reshape(2, 4, 5), y.reshape(2, 4), KEY)
     mean = new.modules[0].state["batch_stats"]["BatchNorm_0"]["mean"]

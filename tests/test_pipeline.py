@@ -70,7 +70,7 @@ def problem(name, depth=3, **options):
         helpers.mlp_modules(depth, norm="layer", **options), SYNTHETIC[name], rate=0.2, est_rate=0.05
     )
     x, y = helpers.batch()
-    return learner, helpers.noisy(jax.jit(learner.init)(jax.random.key(0), x, y))
+    return learner, helpers.noisy(learner.init(jax.random.key(0), x, y))
 
 
 def run(pipeline, state, data):

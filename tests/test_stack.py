@@ -47,8 +47,8 @@ def learners(estimator, depth=4, **options):
 def test_a_stack_is_its_modules_one_by_one(name):
     plain, stacked = learners(UNLOCKED[name])
     x, y = helpers.batch()
-    expected = jax.jit(plain.init)(KEY, x, y)
-    state = jax.jit(stacked.init)(KEY, x, y)
+    expected = plain.init(KEY, x, y)
+    state = stacked.init(KEY, x, y)
     assert (len(expected.modules), len(state.modules)) == (5, 3)
     chex.assert_trees_all_close(stacked.unstack(state), expected, rtol=1e-6)
     updates = jax.jit(plain.update), jax.jit(stacked.update)
@@ -65,7 +65,7 @@ def test_a_stack_is_its_modules_one_by_one(name):
 def test_blocks_sit_out_one_by_one():
     plain, stacked = learners(UNLOCKED["linear"], update_probability=0.5)
     x, y = helpers.batch()
-    expected, state = jax.jit(plain.init)(KEY, x, y), jax.jit(stacked.init)(KEY, x, y)
+    expected, state = plain.init(KEY, x, y), stacked.init(KEY, x, y)
     updates = jax.jit(plain.update), jax.jit(stacked.update)
     for i in range(3):
         expected, _ = updates[0](expected, x, y, jax.random.key(i))
@@ -79,7 +79,7 @@ def test_blocks_sit_out_one_by_one():
 def test_a_dispatched_update_is_the_fused_one(name):
     learner = learner_of(modules(4, **NORM), helpers.every_method()[name])
     x, y = helpers.batch()
-    expected = jax.jit(learner.init)(KEY, x, y)
+    expected = learner.init(KEY, x, y)
     state = jax.tree.map(jnp.copy, expected)
     update, fused = dispatched(learner), jax.jit(learner.update)
     for i in range(3):
@@ -99,7 +99,7 @@ def test_equal_modules_share_one_program(monkeypatch):
         return walk(rules, chain, *rest)
 
     monkeypatch.setattr("decoupled.dispatch.walk", counted)
-    update, state = dispatched(learner), jax.jit(learner.init)(KEY, x, y)
+    update, state = dispatched(learner), learner.init(KEY, x, y)
     for _ in range(2):
         state, _ = update(state, x, y, KEY)
     assert traced == ["hidden_0", "hidden_1", "output"]

@@ -76,7 +76,7 @@ def test_a_chain_is_read_by_name(stacked):
         links = [first, Stack(block, tuple(b.name for b in blocks)), last]
     learner = chain_of(links)
     x, y = helpers.batch()
-    state = jax.jit(learner.init)(jax.random.key(0), x, y)
+    state = learner.init(jax.random.key(0), x, y)
     state, _ = jax.jit(learner.update)(state, x, y, jax.random.key(1))
 
     def spoil(params):
@@ -112,7 +112,7 @@ def test_a_solved_part_is_watched_too():
     sg = watched_estimator(estimators.recursive_least_squares(estimators.one_hot(helpers.CLASSES)))
     learner = helpers.make_learner(helpers.mlp_modules(depth=1), sg)
     x, y = helpers.batch()
-    state = jax.jit(learner.init)(jax.random.key(0), x, y)
+    state = learner.init(jax.random.key(0), x, y)
     state, _ = jax.jit(learner.update)(state, x, y, jax.random.key(1))
     (watch,) = read_watches(learner.chain, state.modules, state.estimators)
     assert watch == Watch(f"the fit of the estimator after {learner.modules[0].name}", 1, 0, 0)

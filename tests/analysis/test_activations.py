@@ -16,7 +16,7 @@ def test_activations_of_stacked_modules_in_evaluation_mode():
     assert isinstance(links[1], decoupled.Stack)
     spec = estimators.linear(estimators.one_hot(helpers.CLASSES))
     learner = helpers.make_learner(links, spec)
-    state = jax.jit(learner.init)(jax.random.key(0), x, y)
+    state = learner.init(jax.random.key(0), x, y)
     # Batch statistics other than those of the start, which change nothing.
     learnt = [m._replace(state=jax.tree.map(lambda leaf: leaf + 0.5, m.state)) for m in state.modules]
     state = state._replace(modules=tuple(learnt))

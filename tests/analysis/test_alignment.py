@@ -20,7 +20,7 @@ def test_boundary_gradients(name):
     direct = estimators.direct_feedback_alignment(helpers.CLASSES)
     estimator = {"linear": synthetic, "backprop": estimators.backprop(), "error": direct}[name]
     learner = helpers.make_learner(helpers.mlp_modules(norm="batch", dropout=0.2), estimator)
-    state = helpers.noisy(jax.jit(learner.init)(jax.random.key(0), x, y))
+    state = helpers.noisy(learner.init(jax.random.key(0), x, y))
     gradients = jax.jit(lambda s: boundary_gradients(learner, s, x, y, KEY))(state)
 
     def run(i, h):
@@ -86,7 +86,7 @@ def test_a_backward_rule_is_compared_with_the_true_gradient():
     plain = helpers.mlp_modules(norm="batch")
     ruled = [decoupled.with_backward_rule(m, decoupled.feedback_alignment) for m in plain]
     learner = helpers.make_learner(ruled, estimators.backprop())
-    state = jax.jit(learner.init)(jax.random.key(0), x, y)
+    state = learner.init(jax.random.key(0), x, y)
     found = jax.jit(lambda s: boundary_gradients(learner, s, x, y, KEY))(state)
     exact = helpers.make_learner(plain, estimators.backprop())
     expected = jax.jit(lambda s: boundary_gradients(exact, s, x, y, KEY))(state)

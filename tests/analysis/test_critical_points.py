@@ -58,7 +58,7 @@ def test_conditions_are_what_training_would_follow(name):
     x, y = helpers.batch()
     modules = [_dense(4, "a"), _dense(4, "b"), _dense(helpers.CLASSES, "c")]
     learner = helpers.make_learner(modules, helpers.every_method()[name])
-    state = helpers.noisy(jax.jit(learner.init)(jax.random.key(0), x, y))
+    state = helpers.noisy(learner.init(jax.random.key(0), x, y))
 
     @jax.jit
     def measure(state):

@@ -25,7 +25,7 @@ def network():
     """A network at its start, with the true gradient at every boundary."""
     x, y = helpers.batch(size=40)
     learner = helpers.make_learner(helpers.mlp_modules(depth=1, norm="batch"), estimators.backprop())
-    return learner, jax.jit(learner.init)(jax.random.key(0), x, y), x, y
+    return learner, learner.init(jax.random.key(0), x, y), x, y
 
 
 def curves(figure):
@@ -66,7 +66,7 @@ def test_layers_are_like_themselves(network):
     learner, state, x, y = network
     (matrix, _) = cka_figure(learner, state, x).axes
     np.testing.assert_allclose(np.diagonal(matrix.get_images()[0].get_array()), np.ones(2), atol=1e-5)
-    other = jax.jit(learner.init)(jax.random.key(9), x, y)
+    other = learner.init(jax.random.key(9), x, y)
     (matrix, _) = cka_figure(learner, state, x, other).axes
     assert (np.diagonal(matrix.get_images()[0].get_array()) < 0.99).all()
 
@@ -74,7 +74,7 @@ def test_layers_are_like_themselves(network):
 def test_no_boundary_no_alignment(network):
     x, y = network[2:]
     learner = helpers.make_learner(helpers.mlp_modules(depth=0), estimators.backprop())
-    state = jax.jit(learner.init)(jax.random.key(0), x, y)
+    state = learner.init(jax.random.key(0), x, y)
     assert len(all_figures(learner, state, x, y, KEY)) == 3
     with pytest.raises(UsageError, match="cut it"):
         alignment_figure(learner, state, x, y, KEY)

@@ -53,7 +53,7 @@ def batches(count, seed=0):
 
 def start(learner):
     """An initial state whose estimates are not zero."""
-    return helpers.noisy(jax.jit(learner.init)(jax.random.key(0), *batches(1)[0]), scale=0.1)
+    return helpers.noisy(learner.init(jax.random.key(0), *batches(1)[0]), scale=0.1)
 
 
 def key_of(number):

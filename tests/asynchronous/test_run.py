@@ -166,7 +166,7 @@ def test_only_updates_since_the_snapshot_are_lost(disturbed):
 def test_an_exception_is_told_as_such_when_it_comes_too_often(state):
     options = AsyncOptions(max_restarts=0)
     make = learners.failing_in_workers
-    state = jax.jit(make().init)(jax.random.key(0), *learners.batches(1)[0])
+    state = make().init(jax.random.key(0), *learners.batches(1)[0])
     with pytest.raises(TrainingError, match=r"stage 0 \(hidden_0 hidden_1 output\).*planted in a module"):
         run_asynchronously(make, state, learners.batches(2), learners.KEY, num_stages=1, options=options)
 

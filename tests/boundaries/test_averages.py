@@ -77,7 +77,7 @@ def chained(name):
     """est_params, and what a fit of the chain form makes of them."""
     sg = METHODS[name]
     h, y = helpers.batch(features=4)
-    est_params = jax.tree.map(lambda leaf: np.asarray(leaf) + 0.1, jax.jit(sg.init)(KEY, h, y))
+    est_params = jax.tree.map(lambda leaf: np.asarray(leaf) + 0.1, sg.init(KEY, h, y))
     if name == "mean_teacher":  # away from its average
         est_params["teacher"] = jax.tree.map(lambda leaf: 1.5 * leaf + 0.3, est_params["teacher"])
     rules = Rules(decoupled.losses.softmax_cross_entropy, optax.sgd(0.0), optax.sgd(RATE))
@@ -119,7 +119,7 @@ def test_averages_of_a_summed_loss_stay_in_bounds():
     """60 steps of a batch of 256, after which they were at 2e8."""
     sg = METHODS["mean_teacher"]
     h, y = helpers.batch(size=256, features=4)
-    est_params = jax.jit(sg.init)(KEY, h, y)
+    est_params = sg.init(KEY, h, y)
     tx = sg.optimizer(optax.adam(1e-2))
 
     @jax.jit
@@ -128,7 +128,7 @@ def test_averages_of_a_summed_loss_stay_in_bounds():
         updates, opt_state = tx.update(jax.grad(loss)(est_params), opt_state, est_params)
         return optax.apply_updates(est_params, updates), opt_state
 
-    opt_state, largest = jax.jit(tx.init)(est_params), 0.0
+    opt_state, largest = tx.init(est_params), 0.0
     for _ in range(60):
         teacher = jax.tree.leaves(est_params["teacher"])
         largest = max(largest, *(np.abs(np.asarray(leaf)).max() for leaf in teacher))

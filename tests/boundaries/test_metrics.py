@@ -26,7 +26,7 @@ LINEAR = METHODS["linear"]
 def chain(name):
     x, y = helpers.batch()
     learner = helpers.make_learner(helpers.mlp_modules(), METHODS[name])
-    return learner, helpers.noisy(jax.jit(learner.init)(jax.random.key(0), x, y)), x, y
+    return learner, helpers.noisy(learner.init(jax.random.key(0), x, y)), x, y
 
 
 def measured(learner, state, x, y, **options):

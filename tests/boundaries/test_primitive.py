@@ -1,6 +1,6 @@
 """The boundary against the chain form, and under every transformation a model may be put through."""
 
-from functools import partial
+from functools import cache, partial
 
 import chex
 import jax
@@ -20,11 +20,12 @@ METHODS = helpers.every_method()
 DEPTH = 2
 
 
+@cache
 def chain(name, **options):
     """A chain with the method at every boundary, a state in which no estimate is trivial, and a batch."""
     x, y = helpers.batch()
     learner = helpers.make_learner(helpers.mlp_modules(DEPTH), METHODS[name], **options)
-    return learner, helpers.noisy(jax.jit(learner.init)(jax.random.key(0), x, y)), x, y
+    return learner, helpers.noisy(learner.init(jax.random.key(0), x, y)), x, y
 
 
 def forward(learner, modules, est_params, x, y, error=None, **options):
@@ -343,7 +344,7 @@ def test_maps_and_their_convolutional_estimator():
     sg = estimators.convolutional((3,), context=estimators.one_hot(helpers.CLASSES))
     modules = decoupled.cut(decoupled.models.cnn((4,), helpers.CLASSES, kernel_size=3), [0])
     learner = helpers.make_learner(modules, sg)
-    state = helpers.noisy(jax.jit(learner.init)(jax.random.key(0), x, y))
+    state = helpers.noisy(learner.init(jax.random.key(0), x, y))
     new, _ = jax.jit(learner.update)(state, x, y, KEY)
     grad_modules, est_gradients = gradients(learner, *parameters(state), x, y)
     chex.assert_trees_all_close(grad_modules, helpers.steps_taken(state, new), rtol=1e-4, atol=1e-5)

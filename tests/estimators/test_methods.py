@@ -34,7 +34,7 @@ def step(estimator, depth=3):
     """One step of a chain, from a state in which no estimate is trivial."""
     x, y = helpers.batch()
     learner = helpers.make_learner(helpers.mlp_modules(depth=depth), estimator)
-    state = helpers.noisy(jax.jit(learner.init)(jax.random.key(0), x, y))
+    state = helpers.noisy(learner.init(jax.random.key(0), x, y))
     return learner, state, jax.jit(learner.update)(state, x, y, KEY)[0]
 
 

@@ -153,7 +153,7 @@ def test_below_noise_nothing_is_learnt(name, learns):
         optax.adam(3e-3),
         update_probability=[1.0, 1.0, 0.0],
     )
-    state = jax.jit(learner.init)(jax.random.key(0), x, y)
+    state = learner.init(jax.random.key(0), x, y)
     update = jax.jit(learner.update)
     for i in range(60):
         state, metrics = update(state, x, y, jax.random.key(i))

@@ -31,7 +31,7 @@ def network(depth=3, seed=0, stacked=False, cut=None):
     links = stack_equal(modules) if stacked else modules
     learner = helpers.make_learner(links, helpers.every_method()["loss_shaped"])
     x, y = helpers.batch()
-    state = jax.jit(learner.init)(jax.random.key(seed), x, y)
+    state = learner.init(jax.random.key(seed), x, y)
     for step in range(2):
         state, _ = jax.jit(learner.update)(state, x, y, jax.random.key(step))
     return learner, state

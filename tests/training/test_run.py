@@ -143,7 +143,7 @@ def test_batches_that_leave_something_to_normalise():
     job = build(config(**{"estimator.name": "noise", **settings}))
     batch = job.execution.place_batch(tuple(part[:2] for part in job.dataset.train))
     x = job.preprocess.evaluate(job.dataset.train.images[:2])
-    state = job.execution.place_state(jax.jit(job.learner.init)(jax.random.key(0), x, batch[1]))
+    state = job.execution.place_state(job.learner.init(jax.random.key(0), x, batch[1]))
     key, totals = job.execution.place_state((jax.random.key(1), no_totals(job.learner)))
     job.execution.compile_step(state, totals, *batch, key)
 
@@ -169,7 +169,7 @@ def test_options_reach_the_learner():
     job = build(config(update_probability=0.0))
     images, labels = (part[:64] for part in job.dataset.train)
     x = job.preprocess.evaluate(images)
-    state = jax.jit(job.learner.init)(jax.random.key(0), x, labels)
+    state = job.learner.init(jax.random.key(0), x, labels)
     new, _ = jax.jit(job.learner.update)(state, x, labels, jax.random.key(1))
     chex.assert_trees_all_equal(new.modules, state.modules)
     assert int(new.step) == 1
@@ -193,7 +193,7 @@ def test_augmentation_and_coins_change_from_step_to_step():
     settings = config(flip=True, crop_padding=2, **{"optimizer.learning_rate": 0.0, "model.norm": "none"})
     job = build(settings)
     batch = tuple(part[:64] for part in job.dataset.train)
-    state = jax.jit(job.learner.init)(jax.random.key(0), job.preprocess.evaluate(batch[0]), batch[1])
+    state = job.learner.init(jax.random.key(0), job.preprocess.evaluate(batch[0]), batch[1])
     step = jax.jit(train_step(job.learner, job.preprocess))
     losses = []
     for _ in range(2):

@@ -18,7 +18,7 @@ def learner_of(width):
 def states(width=4):
     x, y = helpers.batch()
     learner = learner_of(width)
-    state = jax.jit(learner.init)(jax.random.key(0), x, y)
+    state = learner.init(jax.random.key(0), x, y)
     return state, jax.eval_shape(learner.init, jax.random.key(0), x, y)
 
 
