@@ -55,7 +55,7 @@ class _Parser(flags.ArgumentParser):
 
 def _saved(file: str, variant: list[str]) -> ConfigDict:
     from decoupled.errors import UsageError
-    from decoupled.saved_config import read_config
+    from decoupled.training.saved_config import read_config
 
     if variant:
         raise BadConfigFile(f"{file} has no variants: leave out {':' + variant[0]!r}")

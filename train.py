@@ -59,8 +59,8 @@ _TIMEOUT = flags.DEFINE_integer("coordinator_timeout", 300, "Seconds to wait for
 
 
 def main() -> None:
-    from decoupled.distributed import joined
     from decoupled.errors import UsageError
+    from decoupled.parallel.distributed import joined
 
     if _CONFIG.value is None:
         raise UsageError("say what to train: --config=configs/digits.py; see --help")
@@ -72,8 +72,8 @@ def main() -> None:
 def _train() -> None:
     import jax
 
-    from decoupled.builder import build
     from decoupled.training import NoWorkdir, Workdir, train_and_evaluate
+    from decoupled.training.builder import build
 
     job = build(_CONFIG.value)
     if jax.process_index() > 0:

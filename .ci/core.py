@@ -14,7 +14,7 @@ import optax
 import decoupled
 from decoupled import estimators, losses, models
 
-TRAIN = ("decoupled.training", "decoupled.data", "decoupled.builder")
+TRAIN = ("decoupled.training", "decoupled.data", "decoupled.training.builder")
 ANALYSIS = ("decoupled.analysis.probes", "decoupled.analysis.figures")
 
 assert "site-packages" in decoupled.__file__, decoupled.__file__

@@ -32,8 +32,8 @@ from configs import digits, fashion_mnist
 from decoupled import data, estimators
 from decoupled.asynchronous import AsyncOptions, AsyncResult, Supervisor, run_asynchronously
 from decoupled.data import Dataset
-from decoupled.learner import Learner
-from decoupled.state import LearnerState
+from decoupled.learning.learner import Learner
+from decoupled.learning.state import LearnerState
 from decoupled.training.step import evaluator
 
 

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import optax
 
 from decoupled.losses import softmax_cross_entropy
-from decoupled.modules import compose, init_chain, like_output
+from decoupled.modules import compose
+from decoupled.modules.chains import init_chain, like_output
 from decoupled.types import Array, Key, Module, PyTree
 
 

@@ -32,10 +32,10 @@ from benchmarks.pipeline import (
 )
 from benchmarks.timing import interleaved_seconds
 from decoupled import estimators
-from decoupled.chain import Chain
-from decoupled.fused import update_chain
-from decoupled.learner import Learner
-from decoupled.stages import cut_into_stages, fit_top, split_state
+from decoupled.learning.chain import Chain
+from decoupled.learning.fused import update_chain
+from decoupled.learning.learner import Learner
+from decoupled.parallel.stages import cut_into_stages, fit_top, split_state
 
 
 class Costs(NamedTuple):

@@ -22,9 +22,9 @@ from benchmarks.compiled import Compiled, compile_step
 from benchmarks.part import Measured, Part, Row, Verdict, main
 from benchmarks.timing import interleaved_seconds, median_ratio
 from decoupled import estimators
+from decoupled.learning.stack import Stack
 from decoupled.models.mlp import HiddenLayer
 from decoupled.modules import from_linen
-from decoupled.stack import Stack
 
 FEATURES, CLASSES, BACKPROP, SG = 256, 10, "backprop", "loss-shaped SG"
 EQUAL, NORMED, UNEQUAL = "equal blocks", "equal blocks with batch norm", "unequal layers"

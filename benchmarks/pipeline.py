@@ -20,7 +20,7 @@ from benchmarks.one_core import OneCore
 from benchmarks.part import Measured, Part, Row, Verdict, main
 from benchmarks.timing import interleaved_seconds, median_ratio
 from decoupled import estimators
-from decoupled.pipeline import make_mesh
+from decoupled.parallel.pipeline import make_mesh
 from decoupled.types import PyTree
 
 BACKPROP, PIPELINE = "backprop, one device", "pipeline"

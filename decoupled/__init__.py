@@ -4,7 +4,6 @@ See `decoupled.types` for the notation and the two seams, `Module` and `Estimato
 """
 
 from decoupled import estimators, losses, models
-from decoupled.backward_rules import feedback_alignment, sign_symmetric, with_backward_rule
 from decoupled.boundaries import (
     Boundary,
     BoundaryReport,
@@ -16,13 +15,11 @@ from decoupled.boundaries import (
     split_optimizer,
     tie,
 )
-from decoupled.dispatch import dispatched
 from decoupled.errors import DataError, Interrupted, MissingPackage, TrainingError, UsageError
-from decoupled.learner import Learner, make_learner
-from decoupled.modules import compose, cut, from_functions, from_linen, from_nnx
-from decoupled.pipeline import make_pipeline
-from decoupled.stack import Stack, stack_equal
-from decoupled.state import (
+from decoupled.learning.dispatch import dispatched
+from decoupled.learning.learner import Learner, make_learner
+from decoupled.learning.stack import Stack, stack_equal
+from decoupled.learning.state import (
     BoundaryMetrics,
     EstimatorState,
     LearnerState,
@@ -30,6 +27,9 @@ from decoupled.state import (
     ModuleState,
     ModuleStep,
 )
+from decoupled.modules import compose, cut, from_functions, from_linen, from_nnx
+from decoupled.modules.backward_rules import feedback_alignment, sign_symmetric, with_backward_rule
+from decoupled.parallel.pipeline import make_pipeline
 from decoupled.types import Estimator, Module, ModuleVariables, Reads
 
 __version__ = "0.1.0"

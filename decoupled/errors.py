@@ -1,5 +1,8 @@
 """The errors this package raises for mistakes a person can mend."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UsageError(ValueError):
     """What was asked for cannot be: a wrong option, an impossible cut, a batch larger than the data.
@@ -41,3 +44,12 @@ class Interrupted(RuntimeError):
     def __init__(self, message: str, signal: int):
         super().__init__(message)
         self.signal = signal
+
+
+@contextmanager
+def naming(where: str) -> Iterator[None]:
+    """Says of a UsageError at which boundary it arose."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from error

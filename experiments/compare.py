@@ -31,12 +31,12 @@ import command_line
 import config_file
 from benchmarks.timing import interleaved_seconds, median_ratio
 from configs.compare import SIZES
-from decoupled.builder import build
-from decoupled.config_checks import check_range, value_of, whole
 from decoupled.data import shuffled_batches
 from decoupled.errors import TrainingError, UsageError
-from decoupled.methods import methods
+from decoupled.training.builder import build
+from decoupled.training.config_checks import check_range, value_of, whole
 from decoupled.training.loop import Job
+from decoupled.training.methods import methods
 from decoupled.training.step import alignment_step, evaluator, no_totals, train_step
 from decoupled.training.workdir import write_whole
 from decoupled.types import PyTree

@@ -14,9 +14,9 @@ import optax
 from matplotlib.figure import Figure
 
 from decoupled.estimators import as_given, linear, loss_shaped, one_hot
-from decoupled.learner import Learner, make_learner
+from decoupled.learning.learner import Learner, make_learner
+from decoupled.learning.state import LearnerState
 from decoupled.losses import softmax_cross_entropy, squared_error
-from decoupled.state import LearnerState
 from decoupled.types import Array, Estimator, Key, Loss, Module
 from experiments.claim import Check, Claim, Drawing, Finding, Size, at_least, at_most, main
 from experiments.linear_networks import (

@@ -13,7 +13,7 @@ import optax
 from matplotlib.figure import Figure
 
 from decoupled.estimators import as_given, backprop, linear
-from decoupled.learner import make_learner
+from decoupled.learning.learner import make_learner
 from decoupled.losses import squared_error
 from decoupled.types import Array, Estimator, PyTree
 from experiments.claim import Check, Claim, Drawing, Finding, Size, at_least, at_most, main

@@ -16,10 +16,11 @@ from matplotlib.figure import Figure
 
 from decoupled.analysis import CriticalPoint, best_linear, critical_point
 from decoupled.estimators import as_given, backprop, linear, one_hot
-from decoupled.learner import Learner, make_learner
+from decoupled.learning.learner import Learner, make_learner
+from decoupled.learning.state import LearnerState
 from decoupled.losses import softmax_cross_entropy, squared_error
-from decoupled.modules import from_functions, init_chain
-from decoupled.state import LearnerState
+from decoupled.modules import from_functions
+from decoupled.modules.chains import init_chain
 from decoupled.types import Array, Estimator, Key, Loss, Module, PyTree
 from experiments.claim import Check, Claim, Drawing, Finding, Size, at_least, at_most, main
 from experiments.linear_networks import linear_module

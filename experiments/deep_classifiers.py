@@ -13,9 +13,9 @@ import optax
 
 import decoupled
 from decoupled import estimators
-from decoupled.learner import Learner
+from decoupled.learning.learner import Learner
+from decoupled.learning.state import LearnerState
 from decoupled.losses import softmax_cross_entropy
-from decoupled.state import LearnerState
 from decoupled.types import Array, Key
 
 METHODS = ("backprop", "one SG", "SGs everywhere", "one SG, labels unseen", "untrained")

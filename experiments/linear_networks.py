@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import optax
 
 from decoupled.analysis import line_search
-from decoupled.learner import Learner
+from decoupled.learning.learner import Learner
+from decoupled.learning.state import LearnerState
 from decoupled.modules import from_functions
-from decoupled.state import LearnerState
 from decoupled.types import Array, Estimator, Key, Module, PyTree
 
 # One layer: {"W": (inputs, outputs), "b": (outputs,)}.

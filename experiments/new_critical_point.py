@@ -18,9 +18,9 @@ import optax
 
 from decoupled.analysis import CriticalPoint, best_linear, critical_point
 from decoupled.estimators import as_given, linear, loss_shaped
-from decoupled.learner import Learner, make_learner
+from decoupled.learning.learner import Learner, make_learner
+from decoupled.learning.state import LearnerState
 from decoupled.modules import from_functions
-from decoupled.state import LearnerState
 from decoupled.types import Array, Estimator, Key, Module, PyTree
 
 EXAMPLES = 200

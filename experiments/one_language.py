@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 import decoupled
 from configs import compare as compare_config
 from decoupled import estimators
-from decoupled.learner import Learner
-from decoupled.state import LearnerState
+from decoupled.learning.learner import Learner
+from decoupled.learning.state import LearnerState
 from decoupled.types import Array, Estimator, Module
 from experiments.claim import Check, Claim, Drawing, Finding, Size, at_most, main
 from experiments.compare import chosen_rows, declared, job_of, sized, train

@@ -13,11 +13,11 @@ import optax
 
 from decoupled.analysis import implicit_loss, implicit_prediction
 from decoupled.estimators import as_given, linear, loss_shaped
-from decoupled.learner import Learner, make_learner
+from decoupled.learning.learner import Learner, make_learner
+from decoupled.learning.state import LearnerState
 from decoupled.losses import squared_error
 from decoupled.models import mlp
 from decoupled.modules import compose, from_functions
-from decoupled.state import LearnerState
 from decoupled.types import Array, Estimator, Key, Loss
 
 DATA_SETS = ("separable labels", "random labels")

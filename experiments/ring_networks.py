@@ -9,10 +9,10 @@ import optax
 
 from decoupled import models
 from decoupled.estimators import backprop, linear, loss_shaped, mlp, one_hot
-from decoupled.learner import make_learner
+from decoupled.learning.learner import make_learner
+from decoupled.learning.state import BoundaryMetrics, LearnerState
 from decoupled.losses import softmax_cross_entropy
 from decoupled.modules import cut
-from decoupled.state import BoundaryMetrics, LearnerState
 from decoupled.types import Array, Estimator
 from experiments.toy_data import ring
 

@@ -7,7 +7,7 @@ import optax
 
 import decoupled
 from decoupled import estimators
-from decoupled.methods import make_estimator, methods
+from decoupled.training.methods import make_estimator, methods
 
 CLASSES = 3
 

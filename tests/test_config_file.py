@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 
 import config_file
 from configs import cifar, digits
-from decoupled.saved_config import read_config
 from decoupled.training import Workdir
+from decoupled.training.saved_config import read_config
 from tests.commands import ROOT, run
 
 

@@ -16,8 +16,8 @@ from ml_collections import config_flags
 from benchmarks import step_time
 from configs import compare as compare_config
 from configs import digits, fashion_mnist
-from decoupled.builder import build
 from decoupled.training import Workdir, train_and_evaluate
+from decoupled.training.builder import build
 from experiments import compare, paper
 from tests.commands import ROOT, run
 from tests.data.formats import write_idx_files

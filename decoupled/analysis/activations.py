@@ -2,8 +2,8 @@
 
 import jax
 
-from decoupled.learner import Learner
-from decoupled.state import LearnerState
+from decoupled.learning.learner import Learner
+from decoupled.learning.state import LearnerState
 from decoupled.types import Array
 
 

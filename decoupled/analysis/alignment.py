@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from decoupled.analysis.scaled import length, unit_length
-from decoupled.learner import Learner
+from decoupled.learning.learner import Learner
+from decoupled.learning.state import LearnerState
 from decoupled.losses import output_error
 from decoupled.precision import at_least_float32
-from decoupled.state import LearnerState
 from decoupled.types import Array, Key, Module
 
 

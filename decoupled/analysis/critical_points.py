@@ -13,10 +13,10 @@ import jax.numpy as jnp
 
 from decoupled.analysis.scaled import length
 from decoupled.estimators.synthetic_gradient import sg_loss
-from decoupled.learner import Learner
+from decoupled.learning.learner import Learner
+from decoupled.learning.module_update import forward
+from decoupled.learning.state import LearnerState
 from decoupled.losses import output_error
-from decoupled.module_update import forward
-from decoupled.state import LearnerState
 from decoupled.types import Array, Estimator, Key, PyTree
 
 

@@ -11,8 +11,8 @@ from decoupled.analysis.drawing import Panel, draw_by_layer, draw_matrices, even
 from decoupled.analysis.probes import probe_accuracies
 from decoupled.errors import UsageError
 from decoupled.extras import extra
-from decoupled.learner import Learner
-from decoupled.state import LearnerState
+from decoupled.learning.learner import Learner
+from decoupled.learning.state import LearnerState
 from decoupled.types import Array, Key
 
 with extra("analysis"):

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from decoupled.analysis.figures import all_figures
-from decoupled.builder import build
 from decoupled.errors import TrainingError, UsageError
-from decoupled.saved_config import config_of_run
 from decoupled.training import load_trained
+from decoupled.training.builder import build
 from decoupled.training.html import page, svg
+from decoupled.training.saved_config import config_of_run
 from decoupled.training.workdir import write_whole
 
 

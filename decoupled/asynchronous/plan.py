@@ -11,11 +11,11 @@ from decoupled.asynchronous.messages import Input, to_host
 from decoupled.asynchronous.program import check_importable
 from decoupled.asynchronous.report import AsyncOptions, check_options
 from decoupled.asynchronous.worker import Job
-from decoupled.chain import Chain, ChainState, evaluate_chain
 from decoupled.errors import UsageError
-from decoupled.learner import Learner
-from decoupled.stages import cut_into_stages, split_state
-from decoupled.state import LearnerState
+from decoupled.learning.chain import Chain, ChainState, evaluate_chain
+from decoupled.learning.learner import Learner
+from decoupled.learning.state import LearnerState
+from decoupled.parallel.stages import cut_into_stages, split_state
 from decoupled.types import Key
 
 

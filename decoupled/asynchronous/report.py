@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from decoupled.asynchronous.messages import Counts
 from decoupled.errors import UsageError
-from decoupled.state import LearnerState
+from decoupled.learning.state import LearnerState
 
 
 class AsyncOptions(NamedTuple):

@@ -7,8 +7,8 @@ from typing import Any
 from decoupled.asynchronous.report import AsyncOptions, AsyncResult
 from decoupled.asynchronous.supervisor import Supervisor
 from decoupled.errors import UsageError
-from decoupled.learner import Learner
-from decoupled.state import LearnerState
+from decoupled.learning.learner import Learner
+from decoupled.learning.state import LearnerState
 from decoupled.types import Key
 
 

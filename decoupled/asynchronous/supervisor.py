@@ -24,9 +24,9 @@ from decoupled.asynchronous.report import AsyncOptions, AsyncResult, StageEvent
 from decoupled.asynchronous.router import Router
 from decoupled.asynchronous.worker import run_worker
 from decoupled.errors import UsageError
-from decoupled.learner import Learner
-from decoupled.stages import join_states
-from decoupled.state import LearnerState
+from decoupled.learning.learner import Learner
+from decoupled.learning.state import LearnerState
+from decoupled.parallel.stages import join_states
 from decoupled.types import Key
 
 _SPAWN = multiprocessing.get_context("spawn")

@@ -32,11 +32,11 @@ from decoupled.asynchronous.messages import (
     to_device,
     to_host,
 )
-from decoupled.chain import Chain, ChainState
-from decoupled.fused import update_chain
-from decoupled.learner import Learner
-from decoupled.module_update import Rules
-from decoupled.stages import cut_into_stages, fit_top
+from decoupled.learning.chain import Chain, ChainState
+from decoupled.learning.fused import update_chain
+from decoupled.learning.learner import Learner
+from decoupled.learning.module_update import Rules
+from decoupled.parallel.stages import cut_into_stages, fit_top
 from decoupled.types import Array, Key
 
 

@@ -9,12 +9,11 @@ from flax import linen as nn
 from decoupled.argument_checks import check_estimator
 from decoupled.boundaries.metrics import new_tap
 from decoupled.boundaries.primitive import boundary, per_example
-from decoupled.checks import assuming_labels, check_activation, naming
-from decoupled.errors import UsageError
+from decoupled.errors import UsageError, naming
+from decoupled.estimators.checks import assuming_labels, check_activation
+from decoupled.modules.linen import FEEDBACK
 from decoupled.types import Array, Estimator
 
-# Where Linen keeps the parameters of estimators that are not trained.
-FEEDBACK = "feedback"
 # Where it keeps the taps whose gradients are what boundaries measure.
 TAPS = "taps"
 

@@ -10,7 +10,8 @@ from flax import nnx
 from decoupled.argument_checks import check_estimator
 from decoupled.boundaries.metrics import new_tap
 from decoupled.boundaries.primitive import boundary, per_example
-from decoupled.checks import assuming_labels, check_activation, naming
+from decoupled.errors import naming
+from decoupled.estimators.checks import assuming_labels, check_activation
 from decoupled.types import Array, Estimator, PyTree
 
 

@@ -11,9 +11,10 @@ from flax import nnx
 from flax.core import FrozenDict, unfreeze
 
 from decoupled.argument_checks import check_optimizer
-from decoupled.boundaries.linen import FEEDBACK, TAPS
+from decoupled.boundaries.linen import TAPS
 from decoupled.boundaries.nnx import Feedback, Tap
 from decoupled.errors import UsageError
+from decoupled.modules.linen import FEEDBACK
 from decoupled.types import PyTree
 
 _EST_PARAMS = "est_params"

@@ -22,8 +22,8 @@ import numpy as np
 
 from decoupled.argument_checks import check_estimator
 from decoupled.boundaries.metrics import measured
-from decoupled.checks import check_activation, check_examples, checked_estimate
 from decoupled.errors import UsageError
+from decoupled.estimators.checks import check_activation, check_examples, checked_estimate
 from decoupled.types import Array, Estimator, PyTree
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from decoupled.estimators.synthetic_gradient import flatten
-from decoupled.own_layers import own_layers
+from decoupled.modules.own_layers import own_layers
 from decoupled.types import Array, Key, PyTree
 
 _ROWS = 7  # Larger maps are averaged down to about so many rows and columns.

@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from decoupled.errors import UsageError
 from decoupled.estimators.synthetic_gradient import Context, by_gradient, checked_context, flatten
-from decoupled.own_layers import own_layers
+from decoupled.modules.own_layers import own_layers
 from decoupled.types import Array, Estimator, Key, PyTree
 
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from decoupled.state import LearnerState
+from decoupled.learning.state import LearnerState
 from decoupled.types import PyTree
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from decoupled.errors import UsageError
-from decoupled.saved_config import CONFIG_FILE, read_config
+from decoupled.training.saved_config import CONFIG_FILE, read_config
 
 # They say where data are found, not what is in them.
 _HARMLESS = ("data_dir", "download")

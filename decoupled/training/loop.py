@@ -12,8 +12,9 @@ import numpy as np
 import decoupled
 from decoupled.data import Dataset, Preprocess, Split, batches_from, batches_per_epoch
 from decoupled.errors import Interrupted
-from decoupled.learner import Learner
-from decoupled.state import LearnerState
+from decoupled.learning.learner import Learner
+from decoupled.learning.state import LearnerState
+from decoupled.learning.watch import read_watches
 from decoupled.training.clock import Clock, Times
 from decoupled.training.execution import Execution
 from decoupled.training.interruption import StopRequests, agreed
@@ -25,7 +26,6 @@ from decoupled.training.resume import check_data, resume
 from decoupled.training.step import Totals, alignment_step, evaluator, no_totals
 from decoupled.training.workdir import NoWorkdir, Workdir
 from decoupled.types import Array, Key
-from decoupled.watch import read_watches
 
 
 class Job(NamedTuple):

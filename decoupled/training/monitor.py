@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from decoupled.errors import TrainingError
+from decoupled.learning.watch import Watch
 from decoupled.training.progress import Progress
 from decoupled.training.step import Totals
 from decoupled.training.workdir import NoWorkdir, Workdir
-from decoupled.watch import Watch
 
 _DIVERGES = -10.0  # R2 of an estimate that is far worse than none
 _MOST_LISTED = 12  # numbers in a line

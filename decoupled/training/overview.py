@@ -4,8 +4,8 @@ from typing import Any
 
 import jax
 
-from decoupled.learner import Learner
-from decoupled.state import LearnerState
+from decoupled.learning.learner import Learner
+from decoupled.learning.state import LearnerState
 from decoupled.types import Array
 
 

@@ -17,8 +17,8 @@ from jax.sharding import PartitionSpec as P
 
 from decoupled.data import Preprocess
 from decoupled.errors import UsageError
-from decoupled.learner import Learner
-from decoupled.pipeline import make_mesh
+from decoupled.learning.learner import Learner
+from decoupled.parallel.pipeline import make_mesh
 from decoupled.training.execution import Execution
 from decoupled.training.step import advance, prepare, train_step
 from decoupled.types import Array

@@ -12,10 +12,10 @@ from flax import linen as nn
 from flax import nnx, serialization
 
 from decoupled.errors import DataError, TrainingError, UsageError
-from decoupled.learner import Learner
-from decoupled.modules import joined_name, told_apart
-from decoupled.stack import Stack, modules_of, put, take
-from decoupled.state import EstimatorState, LearnerState, ModuleState
+from decoupled.learning.learner import Learner
+from decoupled.learning.stack import Stack, modules_of, put, take
+from decoupled.learning.state import EstimatorState, LearnerState, ModuleState
+from decoupled.modules.chains import joined_name, told_apart
 from decoupled.training.checkpoints import from_host, to_host
 from decoupled.types import Module, PyTree
 

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from decoupled.data import Preprocess
-from decoupled.dispatch import dispatched
-from decoupled.learner import Learner
-from decoupled.pipeline import PipelineState, make_pipeline
-from decoupled.state import LearnerState
+from decoupled.learning.dispatch import dispatched
+from decoupled.learning.learner import Learner
+from decoupled.learning.state import LearnerState
+from decoupled.parallel.pipeline import PipelineState, make_pipeline
 from decoupled.training.execution import Execution
 from decoupled.training.step import Totals, add_step, prepare
 from decoupled.types import Array, Key
@@ -33,7 +33,7 @@ def by_dispatch(learner: Learner, preprocess: Preprocess) -> Execution:
 
 
 def by_pipeline(learner: Learner, preprocess: Preprocess, mesh: Mesh) -> Execution:
-    """Stage by stage on a (data, stage) mesh; see `decoupled.pipeline`.
+    """Stage by stage on a (data, stage) mesh; see `decoupled.parallel.pipeline`.
 
     A step feeds one minibatch. The loss and accuracy that come with it are of an earlier one, as many steps
     before as there are stages above the lowest.

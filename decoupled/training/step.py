@@ -9,10 +9,10 @@ import numpy as np
 
 from decoupled.analysis import boundary_gradients, cosine
 from decoupled.data import Preprocess, Split
-from decoupled.learner import Learner
-from decoupled.module_update import mean_over, no_metrics
-from decoupled.stack import Stack
-from decoupled.state import BoundaryMetrics, LearnerState, Metrics
+from decoupled.learning.learner import Learner
+from decoupled.learning.module_update import mean_over, no_metrics
+from decoupled.learning.stack import Stack
+from decoupled.learning.state import BoundaryMetrics, LearnerState, Metrics
 from decoupled.training.execution import Execution
 from decoupled.types import Array, Estimator, Key, Module
 

@@ -11,7 +11,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from decoupled.errors import DataError, TrainingError, UsageError
-from decoupled.state import LearnerState
+from decoupled.learning.state import LearnerState
 from decoupled.training.checkpoints import first_line, one_process, quiet
 
 _TRAINED, _BEST = "trained", "best"

@@ -12,11 +12,11 @@ from typing import Any, Self, TypeAlias
 from tensorboardX import SummaryWriter
 
 from decoupled.errors import TrainingError, UsageError
-from decoupled.saved_config import CONFIG_FILE
-from decoupled.state import LearnerState
+from decoupled.learning.state import LearnerState
 from decoupled.training.checkpoints import Checkpoints, Saved
 from decoupled.training.going_on import changes_to_go_on_with
 from decoupled.training.lock import locked
+from decoupled.training.saved_config import CONFIG_FILE
 from decoupled.training.trained import keep_best, save_best, save_trained
 from decoupled.types import PyTree
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from benchmarks.timing import interleaved_seconds, median_ratio
-from decoupled.builder import build
+from decoupled.training.builder import build
 from experiments.accuracy.settings import Fields, config_of
 from experiments.compare import compiled_steps
 

@@ -22,11 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from decoupled.analysis import boundary_gradients
-from decoupled.builder import build
 from decoupled.data import batches_from, batches_per_epoch
 from decoupled.estimators import one_hot
 from decoupled.estimators.synthetic_gradient import flatten
-from decoupled.state import LearnerState
+from decoupled.learning.state import LearnerState
+from decoupled.training.builder import build
 from decoupled.training.loop import Job
 from decoupled.training.step import no_totals
 from decoupled.training.workdir import write_whole

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.one_core import one_thread
-from decoupled.builder import build
 from decoupled.training import Workdir, train_and_evaluate
+from decoupled.training.builder import build
 from decoupled.training.workdir import read_metrics
 from experiments.accuracy.settings import Fields, config_of
 

@@ -7,9 +7,9 @@ import pytest
 
 from configs import digits
 from decoupled.analysis.page import analyse
-from decoupled.builder import build
 from decoupled.errors import DataError
 from decoupled.training import Workdir, train_and_evaluate
+from decoupled.training.builder import build
 from tests.commands import run
 
 

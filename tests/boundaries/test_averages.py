@@ -13,8 +13,8 @@ from jax.sharding import PartitionSpec as P
 
 import decoupled
 from decoupled import estimators
-from decoupled.module_update import Rules, fit
-from decoupled.state import EstimatorState
+from decoupled.learning.module_update import Rules, fit
+from decoupled.learning.state import EstimatorState
 from tests import helpers
 
 KEY = jax.random.key(0)

@@ -17,8 +17,8 @@ from configs import compare as compare_config
 from configs import digits
 from decoupled import estimators
 from decoupled.errors import UsageError
-from decoupled.methods import methods
 from decoupled.training import Workdir, train_and_evaluate
+from decoupled.training.methods import methods
 from experiments import compare
 from experiments.compare_page import cosines_figure
 from tests.commands import run

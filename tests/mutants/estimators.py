@@ -4,7 +4,7 @@ from tests.mutants.mutant import Mutant
 
 _METHODS = "tests/estimators/test_methods.py::"
 _SYNTHETIC = "tests/estimators/test_synthetic_gradients.py::"
-_BY_HAND = ("tests/test_learner.py::test_estimate_and_fit_by_hand",)
+_BY_HAND = ("tests/learning/test_learner.py::test_estimate_and_fit_by_hand",)
 _WEIGHTED = (_SYNTHETIC + "test_recursive_least_squares_solves_the_weighted_problem[1]",)
 
 MUTANTS = (

@@ -46,7 +46,7 @@ MUTANTS = (
     ),
     Mutant(
         "a run trains on its validation examples",
-        "decoupled/builder.py",
+        "decoupled/training/builder.py",
         "train, validation = data.hold_out(dataset.train, config.validation_examples)",
         "train = dataset.train\n    _, validation = data.hold_out(train, config.validation_examples)",
         _EXAMPLES,
@@ -88,7 +88,7 @@ MUTANTS = (
     ),
     Mutant(
         "predictions without the normalisation of training",
-        "decoupled/predict.py",
+        "decoupled/training/predict.py",
         "learner.predict(state, inputs(images))",
         "learner.predict(state, images.astype(jnp.float32))",
         ("tests/training/test_going_on.py",),

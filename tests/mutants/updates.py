@@ -2,14 +2,14 @@
 
 from tests.mutants.mutant import Mutant
 
-_UPDATE = "decoupled/module_update.py"
-_WALK = "decoupled/walk.py"
-_LEARNER = "tests/test_learner.py::"
+_UPDATE = "decoupled/learning/module_update.py"
+_WALK = "decoupled/learning/walk.py"
+_LEARNER = "tests/learning/test_learner.py::"
 _BY_HAND = (_LEARNER + "test_estimate_and_fit_by_hand",)
 _BACKPROP = (_LEARNER + "test_one_module_alone_is_backprop",)
 _SITS_OUT = (_LEARNER + "test_a_module_that_sits_out_stays_bit_for_bit",)
-_CARRIED = ("tests/test_carried.py",)
-_ON_DEVICES = ("tests/test_parallel.py::test_shard_map[linear]",)
+_CARRIED = ("tests/learning/test_carried.py",)
+_ON_DEVICES = ("tests/parallel/test_parallel.py::test_shard_map[linear]",)
 
 MUTANTS = (
     Mutant(
@@ -66,7 +66,7 @@ MUTANTS = (
         _UPDATE,
         "grad_params = mean_over(rules.axis_name, jax.tree.map(",
         "grad_params = mean_over(None, jax.tree.map(",
-        ("tests/test_parallel.py::test_pmap[linear]",),
+        ("tests/parallel/test_parallel.py::test_pmap[linear]",),
     ),
     Mutant(
         "module gradient summed over devices before it is averaged",
@@ -80,21 +80,21 @@ MUTANTS = (
         _UPDATE,
         "fit_loss, gradient = mean_over(rules.axis_name, ",
         "fit_loss, gradient = mean_over(None, ",
-        ("tests/test_parallel.py::test_pmap[linear]",),
+        ("tests/parallel/test_parallel.py::test_pmap[linear]",),
     ),
     Mutant(
         "batch statistics not averaged over devices",
         _UPDATE,
         "new_state = mean_over(rules.axis_name, passed.state)",
         "new_state = passed.state",
-        ("tests/test_parallel.py::test_batch_statistics_are_averaged_and_dropout_is_not_shared",),
+        ("tests/parallel/test_parallel.py::test_batch_statistics_are_averaged_and_dropout_is_not_shared",),
     ),
     Mutant(
         "dropout shared by all devices",
         _UPDATE,
         "key = jax.random.fold_in(key, jax.lax.axis_index(rules.axis_name))",
         "pass",
-        ("tests/test_parallel.py::test_batch_statistics_are_averaged_and_dropout_is_not_shared",),
+        ("tests/parallel/test_parallel.py::test_batch_statistics_are_averaged_and_dropout_is_not_shared",),
     ),
     Mutant(
         "the SG loss leaks into the module below it",
@@ -166,73 +166,73 @@ MUTANTS = (
     ),
     Mutant(
         "one coin for all modules",
-        "decoupled/learner.py",
+        "decoupled/learning/learner.py",
         "else coins[index]",
         "else coins[0]",
         _SITS_OUT,
     ),
     Mutant(
         "the same coins in every step",
-        "decoupled/learner.py",
+        "decoupled/learning/learner.py",
         "coin_key = jax.random.fold_in(key, len(flat_modules))",
         "coin_key = jax.random.key(0)",
         (_LEARNER + "test_modules_update_independently_and_as_often_as_asked",),
     ),
     Mutant(
         "modules drawn alike",
-        "decoupled/chain.py",
+        "decoupled/learning/chain.py",
         "variables = module.init(jax.random.fold_in(module_key, index), h)",
         "variables = module.init(module_key, h)",
         _CARRIED,
     ),
     Mutant(
         "fixed matrices drawn alike at all boundaries",
-        "decoupled/chain.py",
+        "decoupled/learning/chain.py",
         "est_params = spec.init(jax.random.fold_in(estimator_key, index), h, y)",
         "est_params = spec.init(estimator_key, h, y)",
         _CARRIED,
     ),
     Mutant(
         "training in evaluation mode, where the argument says deterministic",
-        "decoupled/modes.py",
+        "decoupled/modules/modes.py",
         "return bool(train) == _MEANING[name]",
         "return bool(train)",
-        ("tests/test_modes.py::test_linen_modules_are_told_what_flax_is_told_by_hand",),
+        ("tests/modules/test_modes.py::test_linen_modules_are_told_what_flax_is_told_by_hand",),
     ),
     Mutant(
         "evaluation in training mode",
-        "decoupled/chain.py",
+        "decoupled/learning/chain.py",
         "return module.apply(state.params, state.state, h, key, False)[0]",
         "return module.apply(state.params, state.state, h, key, True)[0]",
         (_LEARNER + "test_evaluation_uses_batch_statistics_and_changes_nothing",),
     ),
     Mutant(
         "one key for all blocks of a stack",
-        "decoupled/fused.py",
+        "decoupled/learning/fused.py",
         "piece = Chain((block,), (spec,), chain.first + i, spec)",
         "piece = Chain((block,), (spec,), chain.first + 1, spec)",
-        ("tests/test_stack.py::test_a_stack_is_its_modules_one_by_one[linear]",),
+        ("tests/learning/test_stack.py::test_a_stack_is_its_modules_one_by_one[linear]",),
     ),
     Mutant(
         "estimators between pieces never fitted",
-        "decoupled/fused.py",
+        "decoupled/learning/fused.py",
         "estimators[start - 1] = _with_highest(lower, estimators[start - 1], result.state.below)",
         "pass",
-        ("tests/test_stack.py::test_a_dispatched_update_is_the_fused_one[loss_shaped]",),
+        ("tests/learning/test_stack.py::test_a_dispatched_update_is_the_fused_one[loss_shaped]",),
     ),
     Mutant(
         "target of another minibatch in a pipeline",
-        "decoupled/pipeline.py",
+        "decoupled/parallel/pipeline.py",
         "(fitted_to,) = (b for b in sent if b.number == number)",
         "fitted_to = sent[-1]",
-        ("tests/test_pipeline.py::test_two_stages_do_what_queues_by_hand_do[loss_shaped]",),
+        ("tests/parallel/test_pipeline.py::test_two_stages_do_what_queues_by_hand_do[loss_shaped]",),
     ),
     Mutant(
         "label of another example in a pipeline's upper stage",
-        "decoupled/pipeline.py",
+        "decoupled/parallel/pipeline.py",
         "h, y = jax.device_put((batch.h, batch.y), split[s])",
         "h, y = jax.device_put((batch.h, jnp.roll(batch.y, s)), split[s])",
-        ("tests/test_pipeline.py::test_two_stages_do_what_queues_by_hand_do[loss_shaped]",),
+        ("tests/parallel/test_pipeline.py::test_two_stages_do_what_queues_by_hand_do[loss_shaped]",),
     ),
     Mutant(
         "target of another minibatch between processes",

@@ -9,9 +9,9 @@ import pytest
 
 import decoupled
 from configs import digits
-from decoupled.builder import build
 from decoupled.data import shuffled_batches
 from decoupled.training import Workdir, read_metrics, train_and_evaluate
+from decoupled.training.builder import build
 from decoupled.training.step import alignment_step, evaluator, no_totals
 
 WAYS = ("mesh", "shard_map", "pmap")

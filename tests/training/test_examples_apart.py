@@ -6,8 +6,8 @@ import pytest
 
 from configs import digits
 from decoupled import data
-from decoupled.builder import build
 from decoupled.training import NoWorkdir, train_and_evaluate
+from decoupled.training.builder import build
 
 
 class Kept(NoWorkdir):

@@ -13,9 +13,9 @@ import pytest
 import decoupled
 from configs import digits
 from decoupled import builder, data
-from decoupled.builder import build
-from decoupled.predict import load_predictor
 from decoupled.training import Workdir, load_trained, new_workdir, read_metrics, resume, train_and_evaluate
+from decoupled.training.builder import build
+from decoupled.training.predict import load_predictor
 
 SETTINGS = {
     "model.mlp.width": 8,

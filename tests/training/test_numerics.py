@@ -9,13 +9,13 @@ import pytest
 import decoupled
 from configs import digits
 from decoupled import builder, data
-from decoupled.builder import build
 from decoupled.data import batches_from
-from decoupled.state import BoundaryMetrics
+from decoupled.learning.state import BoundaryMetrics
+from decoupled.learning.watch import Watch
 from decoupled.training import Workdir, loop, read_metrics, train_and_evaluate
+from decoupled.training.builder import build
 from decoupled.training.monitor import Monitor
 from decoupled.training.step import Totals
-from decoupled.watch import Watch
 
 
 def run(path, **changes):

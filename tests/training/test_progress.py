@@ -10,7 +10,7 @@ import pytest
 from absl import logging
 
 from decoupled import TrainingError
-from decoupled.state import BoundaryMetrics
+from decoupled.learning.state import BoundaryMetrics
 from decoupled.telling import tell
 from decoupled.training import Workdir, read_metrics
 from decoupled.training.checkpoints import quiet

@@ -10,8 +10,8 @@ import pytest
 
 import decoupled
 from configs import digits
-from decoupled.builder import build
 from decoupled.training import Workdir, load_trained, read_metrics, train_and_evaluate
+from decoupled.training.builder import build
 from decoupled.training.interruption import StopRequests
 
 

@@ -12,8 +12,8 @@ from tensorboardX.proto.event_pb2 import Event
 
 import decoupled
 from configs import digits
-from decoupled.builder import build
 from decoupled.training import Workdir, read_metrics, train_and_evaluate
+from decoupled.training.builder import build
 from decoupled.training.step import evaluator, no_totals, train_step
 
 

@@ -7,8 +7,8 @@ import pytest
 
 import decoupled
 from configs import digits
-from decoupled.builder import build
 from decoupled.training import Workdir, read_metrics, train_and_evaluate
+from decoupled.training.builder import build
 from decoupled.training.step import no_totals
 
 

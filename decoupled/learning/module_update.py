@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from decoupled.estimators.synthetic_gradient import power
-from decoupled.state import BoundaryMetrics, EstimatorState, ModuleState
+from decoupled.learning.state import BoundaryMetrics, EstimatorState, ModuleState
 from decoupled.types import Array, Estimator, Key, Loss, Module, PyTree
 
 

@@ -12,14 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from decoupled.chain import Chain, ChainState
 from decoupled.errors import UsageError
-from decoupled.fused import pieces_of, run_pieces
-from decoupled.learner import Learner
-from decoupled.stack import Stack
-from decoupled.state import LearnerState, Metrics
+from decoupled.learning.chain import Chain, ChainState
+from decoupled.learning.fused import pieces_of, run_pieces
+from decoupled.learning.learner import Learner
+from decoupled.learning.stack import Stack
+from decoupled.learning.state import LearnerState, Metrics
+from decoupled.learning.walk import ChainStep, walk
 from decoupled.types import Array, Key
-from decoupled.walk import ChainStep, walk
 
 
 def dispatched(

@@ -11,7 +11,7 @@ import jax
 
 from decoupled.argument_checks import check_module, listed
 from decoupled.errors import UsageError
-from decoupled.modules import like_output
+from decoupled.modules.chains import like_output
 from decoupled.types import Array, Module, PyTree
 
 

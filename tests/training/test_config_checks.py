@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 import decoupled
 from configs import base
 from decoupled import builder
-from decoupled.builder import build
-from decoupled.config_checks import RANGES, check, fields_known, value_of
+from decoupled.training.builder import build
+from decoupled.training.config_checks import RANGES, check, fields_known, value_of
 
 STILL = settings(derandomize=True, deadline=None, database=None)
 

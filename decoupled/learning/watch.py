@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from decoupled.chain import Chain
-from decoupled.stack import modules_of
+from decoupled.learning.chain import Chain
+from decoupled.learning.stack import modules_of
 from decoupled.types import Array, Estimator, PyTree
 
 

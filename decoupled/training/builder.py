@@ -13,26 +13,26 @@ import jax.numpy as jnp
 import optax
 
 from decoupled import data, estimators, losses, models
-from decoupled.backward_rules import (
+from decoupled.data.dataset import Dataset
+from decoupled.errors import UsageError
+from decoupled.extras import extra
+from decoupled.learning.learner import Learner, make_learner
+from decoupled.learning.stack import stack_equal
+from decoupled.learning.watch import watched, watched_estimator
+from decoupled.models.norm import NORMS
+from decoupled.modules import cut
+from decoupled.modules.backward_rules import (
     BackwardRule,
     feedback_alignment,
     sign_symmetric,
     with_backward_rule,
 )
-from decoupled.config_checks import check
-from decoupled.data.dataset import Dataset
-from decoupled.errors import UsageError
-from decoupled.extras import extra
-from decoupled.learner import Learner, make_learner
-from decoupled.methods import estimator_of, methods
-from decoupled.models.norm import NORMS
-from decoupled.modules import cut
-from decoupled.stack import stack_equal
 from decoupled.training import parallel, staged
+from decoupled.training.config_checks import check
 from decoupled.training.execution import Execution
 from decoupled.training.loop import Job
+from decoupled.training.methods import estimator_of, methods
 from decoupled.types import Array, Estimator, Key, Module
-from decoupled.watch import watched, watched_estimator
 
 with extra("train"):
     import ml_collections

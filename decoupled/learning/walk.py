@@ -12,11 +12,11 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from decoupled.chain import Chain, ChainState
-from decoupled.checks import checked_estimate
+from decoupled.estimators.checks import checked_estimate
+from decoupled.learning.chain import Chain, ChainState
+from decoupled.learning.module_update import Passed, Rules, backward, fit, forward
+from decoupled.learning.state import BoundaryMetrics
 from decoupled.losses import output_error
-from decoupled.module_update import Passed, Rules, backward, fit, forward
-from decoupled.state import BoundaryMetrics
 from decoupled.types import Array, Key, PyTree, Reads
 
 # Index of a module in the network -> whether it takes part in this step; None: it always does.

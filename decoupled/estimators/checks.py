@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from decoupled.errors import UsageError
+from decoupled.errors import UsageError, naming
 from decoupled.types import Array, Estimator, PyTree, Reads
 
 
@@ -93,15 +93,6 @@ def check_examples(where: str, h: Array, y: Any, error: Array | None, batch_axes
                     f"{where}: {name} has shape {jnp.shape(leaf)}, but h, of shape {h.shape}, has the"
                     f" examples {h.shape[:batch_axes]}: both count them in their leading axes"
                 )
-
-
-@contextmanager
-def naming(where: str) -> Iterator[None]:
-    """Says of a UsageError at which boundary it arose."""
-    try:
-        yield
-    except UsageError as error:
-        raise UsageError(f"{where}: {error}") from error
 
 
 @contextmanager

@@ -8,14 +8,21 @@ import jax.numpy as jnp
 import optax
 
 from decoupled.argument_checks import check_estimator, check_loss, check_optimizer, listed
-from decoupled.chain import Chain, ChainState, evaluate_chain, init_chain_state, unstack
-from decoupled.checks import checked_estimate
 from decoupled.errors import UsageError
-from decoupled.fused import pieces_of, update_chain
+from decoupled.estimators.checks import checked_estimate
+from decoupled.learning.chain import Chain, ChainState, evaluate_chain, init_chain_state, unstack
+from decoupled.learning.fused import pieces_of, update_chain
+from decoupled.learning.module_update import Rules, backward, fit, forward, mean_over
+from decoupled.learning.stack import Stack, check_link, modules_of
+from decoupled.learning.state import (
+    BoundaryMetrics,
+    EstimatorState,
+    LearnerState,
+    Metrics,
+    ModuleState,
+    ModuleStep,
+)
 from decoupled.losses import output_error
-from decoupled.module_update import Rules, backward, fit, forward, mean_over
-from decoupled.stack import Stack, check_link, modules_of
-from decoupled.state import BoundaryMetrics, EstimatorState, LearnerState, Metrics, ModuleState, ModuleStep
 from decoupled.types import Array, Estimator, Key, Loss, Module, PyTree
 
 

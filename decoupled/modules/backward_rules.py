@@ -30,10 +30,9 @@ from flax import errors as flax_errors
 from flax import linen as nn
 
 from decoupled.argument_checks import check_module
-from decoupled.boundaries.linen import FEEDBACK
-from decoupled.checks import naming
-from decoupled.errors import UsageError
-from decoupled.own_layers import within_own_layers
+from decoupled.errors import UsageError, naming
+from decoupled.modules.linen import FEEDBACK
+from decoupled.modules.own_layers import within_own_layers
 from decoupled.telling import tell
 from decoupled.types import Array, Module, ModuleVariables, PyTree
 

@@ -9,10 +9,10 @@ import pytest
 
 import decoupled
 from decoupled import estimators, losses
-from decoupled.dispatch import dispatched
+from decoupled.learning.dispatch import dispatched
+from decoupled.learning.stack import Stack, stack_equal
+from decoupled.learning.walk import walk
 from decoupled.models.mlp import HiddenLayer
-from decoupled.stack import Stack, stack_equal
-from decoupled.walk import walk
 from tests import helpers
 
 KEY = jax.random.key(5)
@@ -98,7 +98,7 @@ def test_equal_modules_share_one_program(monkeypatch):
         traced.append(chain.links[0].name)
         return walk(rules, chain, *rest)
 
-    monkeypatch.setattr("decoupled.dispatch.walk", counted)
+    monkeypatch.setattr("decoupled.learning.dispatch.walk", counted)
     update, state = dispatched(learner), learner.init(KEY, x, y)
     for _ in range(2):
         state, _ = update(state, x, y, KEY)

@@ -10,13 +10,13 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from decoupled.chain import Chain, ChainState
 from decoupled.errors import UsageError
-from decoupled.module_update import Rules, at_once, no_metrics
-from decoupled.stack import Stack, put, take
-from decoupled.state import EstimatorState
+from decoupled.learning.chain import Chain, ChainState
+from decoupled.learning.module_update import Rules, at_once, no_metrics
+from decoupled.learning.stack import Stack, put, take
+from decoupled.learning.state import EstimatorState
+from decoupled.learning.walk import Active, ChainStep, walk
 from decoupled.types import Array, Key, Module, Reads
-from decoupled.walk import Active, ChainStep, walk
 
 # (piece of the chain, its state, h) -> what its walk returns.
 Run: TypeAlias = Callable[[Chain, ChainState, Array], ChainStep]

@@ -5,11 +5,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from decoupled.checks import check_activation, naming
-from decoupled.module_update import Rules
-from decoupled.modules import like_output, told_apart
-from decoupled.stack import Stack, check_block, modules_of, take
-from decoupled.state import EstimatorState, ModuleState
+from decoupled.errors import naming
+from decoupled.estimators.checks import check_activation
+from decoupled.learning.module_update import Rules
+from decoupled.learning.stack import Stack, check_block, modules_of, take
+from decoupled.learning.state import EstimatorState, ModuleState
+from decoupled.modules.chains import like_output, told_apart
 from decoupled.types import Array, Estimator, Key, Module
 
 

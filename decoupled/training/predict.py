@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from decoupled.builder import make_learner_of
 from decoupled.data.augment import standardise
 from decoupled.errors import DataError, UsageError
-from decoupled.saved_config import CONFIG_FILE, config_of_run
 from decoupled.training import load_trained
+from decoupled.training.builder import make_learner_of
+from decoupled.training.saved_config import CONFIG_FILE, config_of_run
 from decoupled.types import Array
 
 

@@ -9,11 +9,11 @@ before. Whoever runs stages keeps (h_out, y) of that minibatch until then.
 import itertools
 from collections.abc import Sequence
 
-from decoupled.chain import Chain, ChainState
 from decoupled.errors import UsageError
-from decoupled.module_update import Rules, fit
-from decoupled.stack import Stack
-from decoupled.state import BoundaryMetrics, LearnerState
+from decoupled.learning.chain import Chain, ChainState
+from decoupled.learning.module_update import Rules, fit
+from decoupled.learning.stack import Stack
+from decoupled.learning.state import BoundaryMetrics, LearnerState
 from decoupled.types import Array, Reads
 
 

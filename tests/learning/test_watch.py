@@ -8,8 +8,8 @@ import optax
 import pytest
 
 from decoupled import Stack, estimators, make_learner
+from decoupled.learning.watch import Watch, read_watches, watched, watched_estimator
 from decoupled.losses import softmax_cross_entropy
-from decoupled.watch import Watch, read_watches, watched, watched_estimator
 from tests import helpers
 
 PARAMS = {"w": jnp.ones((2, 3)), "b": jnp.zeros(3)}

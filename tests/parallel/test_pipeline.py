@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import decoupled
-from decoupled.pipeline import make_mesh, make_pipeline
+from decoupled.parallel.pipeline import make_mesh, make_pipeline
 from tests import helpers
 
 SYNTHETIC = helpers.synthetic_gradients()

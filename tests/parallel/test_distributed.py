@@ -16,9 +16,9 @@ import pytest
 import decoupled
 from configs import digits
 from decoupled import distributed
-from decoupled.builder import build
-from decoupled.distributed import check_address
+from decoupled.parallel.distributed import check_address
 from decoupled.training import Workdir, read_metrics, train_and_evaluate
+from decoupled.training.builder import build
 from decoupled.training.checkpoints import Checkpoints
 from tests.commands import ROOT, run, weights
 

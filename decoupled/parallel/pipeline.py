@@ -19,13 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from decoupled.chain import Chain, ChainState
 from decoupled.errors import UsageError
-from decoupled.fused import update_chain
-from decoupled.learner import Learner
-from decoupled.module_update import no_metrics
-from decoupled.stages import cut_into_stages, fit_top, join_states, split_state
-from decoupled.state import BoundaryMetrics, LearnerState
+from decoupled.learning.chain import Chain, ChainState
+from decoupled.learning.fused import update_chain
+from decoupled.learning.learner import Learner
+from decoupled.learning.module_update import no_metrics
+from decoupled.learning.state import BoundaryMetrics, LearnerState
+from decoupled.parallel.stages import cut_into_stages, fit_top, join_states, split_state
 from decoupled.types import Array, Key, PyTree
 
 

@@ -1,0 +1,1 @@
+"""One module's update, the chain, the fused step, stacks, the learner."""

@@ -1,0 +1,1 @@
+"""A chain on many devices: stages, the pipeline, many processes."""
