@@ -33,6 +33,7 @@ from benchmarks.pipeline import (
 from benchmarks.timing import interleaved_seconds
 from decoupled import estimators
 from decoupled.learning.chain import Chain
+from decoupled.learning.examples import Examples
 from decoupled.learning.fused import update_chain
 from decoupled.learning.learner import Learner
 from decoupled.parallel.stages import cut_into_stages, fit_top, split_state
@@ -179,10 +180,10 @@ def stage_step(learner: Learner, stage: Chain) -> Callable:
         state: Any, h_in: jax.Array, y: jax.Array, key: jax.Array, target: jax.Array
     ) -> tuple[Any, Any]:
         always = jnp.sum(y) >= 0
-        result = update_chain(learner.rules, stage, state, h_in, y, key, always=always)
+        result = update_chain(learner.rules, stage, state, h_in, Examples(y), key, always=always)
         state = result.state
         if len(stage.estimators) == len(stage.links):
-            state, _ = fit_top(learner.rules, stage, state, target, y, target)
+            state, _ = fit_top(learner.rules, stage, state, target, Examples(y), target)
         return state, (result.h_out, result.grad_h_in)
 
     return step

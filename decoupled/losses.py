@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from decoupled import weights
 from decoupled.errors import UsageError
+from decoupled.leaves import real_part, with_real_part
 from decoupled.precision import at_least_float32
-from decoupled.types import Array, Loss
+from decoupled.types import Array, Loss, PyTree
 
 
 def softmax_cross_entropy(logits: Array, labels: Array) -> Array:
@@ -51,16 +53,17 @@ def squared_error(output: Array, targets: Array) -> Array:
     return 0.5 * jnp.sum(jnp.square(difference), axis=tuple(range(1, output.ndim)))
 
 
-def checked_losses(losses: Array, shape: tuple[int, ...]) -> Array:
+def checked_losses(losses: Array, output: PyTree) -> Array:
     """The losses as they are, if there is one an example; a mean of them would have their gradients' scale.
 
     Args:
       losses: what a `Loss` returned.
-      shape: of the output that it was given, (batch, ...).
+      output: what it was given; leaves (batch, ...).
 
     Raises:
       UsageError: they have another shape than (batch,).
     """
+    shape = jnp.shape(jax.tree.leaves(output)[0])
     if jnp.shape(losses) != shape[:1]:
         raise UsageError(
             f"the loss of an output {shape} has shape {jnp.shape(losses)}, but must be one number an"
@@ -70,25 +73,34 @@ def checked_losses(losses: Array, shape: tuple[int, ...]) -> Array:
     return losses
 
 
-def output_error(loss: Loss, output: Array, y: Array) -> tuple[Array, Array]:
+def output_error(
+    loss: Loss, output: PyTree, y: PyTree, weight: Array | None = None
+) -> tuple[Array, PyTree]:
     """The losses, and the gradient that starts every backward pass: dL/d(output) of each example.
 
     Args:
       loss: (output, y) -> (batch,).
-      output: of the network, (batch, ...).
+      output: of the network; one array (batch, ...), or a pytree of such arrays.
       y: what the loss compares it with, (batch, ...).
+      weight: of each example, (batch,); None: all count alike. The error of one that does not count is 0.
 
     Returns:
-      losses, (batch,), and error, shape of `output`.
+      losses, (batch,), and error: shape of `output`, or of its real-valued leaves where there are others.
 
     Raises:
-      UsageError: the output is not one array, or the loss does not give one number an example.
+      UsageError: the output holds no real numbers, or the loss does not give one number an example.
     """
-    if not hasattr(output, "shape"):
+    real = real_part(output)
+    if not jax.tree.leaves(real):
         raise UsageError(
-            f"the output error is that of one array, but the output is a {type(output).__name__}: take one"
-            " of its arrays, or join them to one"
+            "the output holds no real numbers, so it has no error: let the last module give some"
         )
-    losses, pullback = jax.vjp(lambda out: checked_losses(loss(out, y), out.shape), output)
+
+    def losses_of(real: PyTree) -> Array:
+        whole = with_real_part(output, real)
+        return checked_losses(loss(whole, y), whole)
+
+    losses, pullback = jax.vjp(losses_of, real)
     # A signal, not a function of the parameters: nothing is to be differentiated through it.
-    return losses, jax.lax.stop_gradient(pullback(jnp.ones_like(losses))[0])
+    error = jax.lax.stop_gradient(pullback(jnp.ones_like(losses))[0])
+    return losses, weights.zeroed(error, weight)

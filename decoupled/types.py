@@ -3,9 +3,12 @@
 Notation, here and everywhere (U17 = Czarnecki et al. 2017, arXiv 1703.00522; J16 = Jaderberg et al.
 2016, arXiv 1608.05343):
 
-  h           activation at a boundary, (batch, ...); `h_in`, `h_out` of a module
-  y           context an estimator may see, (batch, ...): labels by default, U17's SG(h, y)
-  grad_h      dL/dh per example, shape of h: L is one example's loss, so nothing depends on batch size
+  h           activation at a boundary: a pytree whose leaves lead with the examples, usually one array
+              (batch, ...); `h_in`, `h_out` of a module
+  y           context an estimator may see: labels by default, U17's SG(h, y); a pytree, (batch, ...)
+  weight      of each example, (batch,): 1 where not given, 0 for padding; means over examples are weighted
+  grad_h      dL/dh per example, shape of h: L is one example's loss, so nothing depends on batch size,
+              devices or padding; of an h of several leaves that of its real part (`leaves`)
   grad_h_hat  an estimate of grad_h
   target      what an estimator is fitted to: the input gradient of the module above its boundary
   boundary i  stands after module i; the last module has the true loss instead
@@ -22,8 +25,8 @@ Array: TypeAlias = jax.Array
 Key: TypeAlias = jax.Array
 PyTree: TypeAlias = Any
 
-# (output, y) -> one loss per example, (batch,).
-Loss: TypeAlias = Callable[[Array, Array], Array]
+# (output, y) -> one loss per example, (batch,); of any pytrees.
+Loss: TypeAlias = Callable[[Any, Any], Array]
 
 
 class ModuleVariables(NamedTuple):
@@ -44,16 +47,16 @@ class Module(NamedTuple):
     Attributes:
       name: how metrics and tables call it.
       init: (key, h) -> ModuleVariables.
-      apply: (params, state, h, key, train) -> (h_out, new_state). `key` feeds dropout and the like;
-        `train` is a Python bool.
+      apply: (params, state, h, key, train) -> (h_out, new_state). h and h_out are pytrees whose leaves
+        lead with the examples; `key` feeds dropout and the like; `train` is a Python bool.
       exact: the same module with its true gradient, where a backward rule has changed that of `apply`.
       parts: the modules that it runs in order, where `compose` made it of several; its params and state
         are then tuples of theirs.
     """
 
     name: str
-    init: Callable[[Key, Array], ModuleVariables]
-    apply: Callable[[PyTree, PyTree, Array, Key, bool], tuple[Array, PyTree]]
+    init: Callable[[Key, Any], ModuleVariables]
+    apply: Callable[[PyTree, PyTree, Any, Key, bool], tuple[Any, PyTree]]
     exact: Any = None  # Module | None
     parts: tuple[Any, ...] = ()  # of Modules
 
@@ -79,7 +82,7 @@ class Reads(enum.Enum):
     ERROR = "error"  # the network's output error, dL/d(output): waits for the forward pass to end
     INCOMING = "incoming"  # the gradient from the module above: waits for the backward pass
 
-    def choose(self, error: Array | None, incoming: Array | None) -> Array | None:
+    def choose(self, error: Any, incoming: Any) -> Any:
         """The signal an estimator with these needs is given."""
         return {Reads.NOTHING: None, Reads.ERROR: error, Reads.INCOMING: incoming}[self]
 
@@ -97,16 +100,20 @@ class Reads(enum.Enum):
 class Estimator(NamedTuple):
     """Where a boundary's gradient comes from: a tuple of pure functions.
 
+    They are written for an h of one array, (batch, ...); `estimators.joined` and `estimators.each` make of
+    them what serves several arrays.
+
     Attributes:
       name: how metrics and tables call it.
       init: (key, h, y) -> est_params.
       estimate: (est_params, h, y, signal) -> grad_h_hat, shape of h. `signal` is what `reads` names:
         None, the output error (batch, ...) or the incoming gradient (shape of h).
       training_gradient: (est_params, h, y, target) -> (loss, est_gradient), or None where nothing is
-        trained. `loss` is a scalar, the mean over examples of what is descended; `est_gradient` has
-        the structure of est_params and holds only means over examples, so that it may be averaged
-        over devices whatever it means to the optimizer. In boundary form the optimizer finds these
-        multiplied, all alike, by what the loss is scaled and summed by: for a mean that is no
+        trained. Where examples have weights, (batch,), they come as a fifth argument, and means are
+        weighted (`decoupled.weights`). `loss` is a scalar, the mean over examples of what is descended;
+        `est_gradient` has the structure of est_params and holds only means over examples, so that it may
+        be averaged over devices whatever it means to the optimizer. In boundary form the optimizer finds
+        these multiplied, all alike, by what the loss is scaled and summed by: for a mean that is no
         gradient, `estimators.averages` has the way back.
       reads: what `estimate` needs beyond (h, y).
       optimizer: from the user's choice, which moves what is descended, makes what turns est_gradient
@@ -116,18 +123,23 @@ class Estimator(NamedTuple):
       own_loss: True where `training_gradient` descends a loss of its own and ignores `target`;
         False where it descends the SG loss.
       y_in_fit_alone: True where `training_gradient` looks at y, but `estimate` does not.
+      estimate_sees_weight: True where the estimate of an example depends on the others of its batch, so
+        that `estimate` too is given the weights as a fifth argument where there are some.
+      many_arrays: True where h may be a tuple of arrays, as gradients, signals and estimates then are.
     """
 
     name: str
-    init: Callable[[Key, Array, Array], PyTree]
-    estimate: Callable[[PyTree, Array, Array, Array | None], Array]
-    training_gradient: Callable[[PyTree, Array, Array, Array], tuple[Array, PyTree]] | None
+    init: Callable[[Key, Any, Any], PyTree]
+    estimate: Callable[..., Any]
+    training_gradient: Callable[..., tuple[Array, PyTree]] | None
     reads: Reads = Reads.NOTHING
     optimizer: Callable[[optax.GradientTransformation], optax.GradientTransformation] | None = None
     form: str = ""
     sees_y: bool = True
     own_loss: bool = False
     y_in_fit_alone: bool = False
+    estimate_sees_weight: bool = False
+    many_arrays: bool = False
 
     @property
     def estimate_sees(self) -> tuple[str, ...]:

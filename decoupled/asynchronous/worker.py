@@ -33,6 +33,7 @@ from decoupled.asynchronous.messages import (
     to_host,
 )
 from decoupled.learning.chain import Chain, ChainState
+from decoupled.learning.examples import Examples
 from decoupled.learning.fused import update_chain
 from decoupled.learning.learner import Learner
 from decoupled.learning.module_update import Rules
@@ -108,7 +109,11 @@ def train_stage(connection: Connection, inbox: queue.SimpleQueue, job: Job) -> N
     data, implementation = job.key
     key = jax.random.wrap_key_data(jnp.asarray(data), impl=implementation)
     update = jax.jit(stage_update(learner.rules, stage, key), donate_argnums=0)
-    fit = jax.jit(lambda *arguments: fit_top(learner.rules, stage, *arguments)[0], donate_argnums=0)
+
+    def fit_to(state: ChainState, h: Array, y: Array, target: Array) -> ChainState:
+        return fit_top(learner.rules, stage, state, h, Examples(y), target)[0]
+
+    fit = jax.jit(fit_to, donate_argnums=0)
     highest = len(stage.estimators) < len(stage.links)
 
     start = inbox.get()
@@ -168,7 +173,7 @@ def stage_update(rules: Rules, stage: Chain, key: Key) -> Callable[..., Any]:
 
     def update(state: ChainState, h: Array, y: Array, number: Array) -> tuple[Any, ...]:
         _, update_key = jax.random.split(jax.random.fold_in(key, number))
-        step = update_chain(rules, stage, state, h, y, update_key, always=number >= 0)
+        step = update_chain(rules, stage, state, h, Examples(y), update_key, always=number >= 0)
         loss = None if step.losses is None else jnp.mean(step.losses)
         return step.state, step.h_out, step.grad_h_in, loss
 

@@ -8,11 +8,12 @@ from flax import linen as nn
 
 from decoupled.argument_checks import check_estimator
 from decoupled.boundaries.metrics import new_tap
-from decoupled.boundaries.primitive import boundary, per_example
+from decoupled.boundaries.primitive import boundary
 from decoupled.errors import UsageError, naming
-from decoupled.estimators.checks import assuming_labels, check_activation
+from decoupled.estimators.checks import assuming_labels, check_activation, check_arrays
+from decoupled.leaves import per_example, real_part
 from decoupled.modules.linen import FEEDBACK
-from decoupled.types import Array, Estimator
+from decoupled.types import Array, Estimator, PyTree
 
 # Where it keeps the taps whose gradients are what boundaries measure.
 TAPS = "taps"
@@ -40,13 +41,14 @@ class Boundary(nn.Module):
     @nn.compact
     def __call__(
         self,
-        h: Array,
+        h: PyTree,
         y: Any = None,
-        error: Array | None = None,
+        error: PyTree = None,
         *,
+        weight: Array | None = None,
         use_estimate: bool | Array = True,
         num_examples: int | Array | None = None,
-    ) -> Array:
+    ) -> PyTree:
         """Returns h; all arguments are those of `boundary`.
 
         `model.init` may leave y out: integer labels are then assumed.
@@ -57,11 +59,13 @@ class Boundary(nn.Module):
         name = f"boundary {'/'.join(self.path) or self.name or 'Boundary'}"
         check_estimator(name, self.estimator)
         check_activation(name, h, self.batch_axes)
+        real = real_part(h)
+        check_arrays(name, self.estimator, real)
 
         def init(key):
-            examples, labels = per_example((h, y), self.batch_axes)
+            examples, labels = per_example((real, y), self.batch_axes)
             if y is None:
-                labels = jnp.zeros(examples.shape[:1], jnp.int32)
+                labels = jnp.zeros(jax.tree.leaves(examples)[0].shape[:1], jnp.int32)
             with naming(name), assuming_labels(y is None and self.estimator.sees_y):
                 return self.estimator.init(key, examples, labels)
 
@@ -86,6 +90,7 @@ class Boundary(nn.Module):
             h,
             y,
             error,
+            weight=weight,
             use_estimate=use_estimate,
             num_examples=num_examples,
             batch_axes=self.batch_axes,

@@ -12,7 +12,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from decoupled import weights
 from decoupled.errors import UsageError
+from decoupled.leaves import joined_rows
 from decoupled.precision import at_least_float32
 from decoupled.types import Array, PyTree
 
@@ -48,18 +50,27 @@ def new_tap() -> Array:
     return jnp.zeros((6,))
 
 
-def measured(fit_loss: Array | None, estimate: Array, target: Array) -> Array:
+def measured(fit_loss: Array | None, estimate: PyTree, target: PyTree, weight: Array | None) -> Array:
     """The gradient of a tap.
 
     Args:
       fit_loss: mean over examples; None where nothing is fitted.
-      estimate, target: per-example gradients, (batch, ...).
+      estimate, target: per-example gradients, leaves (batch, ...).
+      weight: of each example, (batch,); None: all count alike.
     """
-    examples = estimate.shape[0]
-    e, t = (at_least_float32(gradient).ravel() for gradient in (estimate, target))
+    e, t = (joined_rows(jax.tree.map(_vectors, gradient)) for gradient in (estimate, target))
+    examples = e.shape[0] if weight is None else at_least_float32(weight).sum()
+    if weight is not None:  # of a product each factor has the root
+        root = jnp.sqrt(at_least_float32(weight))[:, None]
+        e, t = (weights.zeroed(rows, weight) * root for rows in (e, t))
+    e, t = e.ravel(), t.ravel()
     error = jnp.sum(jnp.square(e - t))
     descended = error if fit_loss is None else examples * fit_loss
     return jnp.stack([jnp.ones_like(error) * examples, descended, error, t @ t, e @ e, e @ t])
+
+
+def _vectors(leaf: Array) -> Array:
+    return at_least_float32(leaf).reshape(leaf.shape[0], -1)
 
 
 def read_taps(gradient: PyTree) -> dict[str, BoundaryReport]:

@@ -9,9 +9,10 @@ from flax import nnx
 
 from decoupled.argument_checks import check_estimator
 from decoupled.boundaries.metrics import new_tap
-from decoupled.boundaries.primitive import boundary, per_example
+from decoupled.boundaries.primitive import boundary
 from decoupled.errors import naming
-from decoupled.estimators.checks import assuming_labels, check_activation
+from decoupled.estimators.checks import assuming_labels, check_activation, check_arrays
+from decoupled.leaves import per_example, real_part
 from decoupled.types import Array, Estimator, PyTree
 
 
@@ -34,7 +35,7 @@ class NNXBoundary(nnx.Module):
     def __init__(
         self,
         estimator: Estimator,
-        features: int | Sequence[int],
+        features: int | Sequence[int] | PyTree,
         *,
         rngs: nnx.Rngs,
         y: Any = None,
@@ -46,7 +47,8 @@ class NNXBoundary(nnx.Module):
 
         Args:
           estimator: where the gradient of what lies below comes from.
-          features: shape of one example's activation: a number, or several for a map.
+          features: shape of one example's activation: a number, or several for a map; for an activation
+            of several arrays, a batch of it (or its shapes).
           rngs: the stream "params" is used.
           y: an example batch of the context; integer labels where it is not given.
           batch_axes: leading axes of h that count examples, as in `boundary`.
@@ -57,13 +59,22 @@ class NNXBoundary(nnx.Module):
         Raises:
           UsageError: the estimator is none, or not for activations of this shape.
         """
-        shape = (features,) if isinstance(features, int) else tuple(features)
+        leaves = jax.tree.leaves(features)
         labels = jnp.zeros((1,), jnp.int32) if y is None else per_example(y, batch_axes)
         examples = jax.tree.leaves(labels)[0].shape[0]
+        if any(hasattr(leaf, "dtype") for leaf in leaves):
+
+            def zeros(leaf: Any) -> Array:
+                return jnp.zeros((examples, *leaf.shape[batch_axes:]), leaf.dtype)
+
+            h, shape = real_part(jax.tree.map(zeros, features)), f"{len(leaves)} arrays"
+        else:
+            shape = (features,) if isinstance(features, int) else tuple(features)
+            h = jnp.zeros((examples, *shape))
         check_estimator(f"boundary {name}".strip(), estimator)
         self.name = f"boundary {name}" if name else f"boundary of {estimator.name} on {shape}"
-        h = jnp.zeros((examples, *shape))
         check_activation(self.name, h)
+        check_arrays(self.name, estimator, h)
         with naming(self.name), assuming_labels(y is None and estimator.sees_y):
             est_params = estimator.init(rngs.params(), h, labels)
         kind = nnx.Param if estimator.training_gradient is not None else Feedback
@@ -74,13 +85,14 @@ class NNXBoundary(nnx.Module):
 
     def __call__(
         self,
-        h: Array,
+        h: PyTree,
         y: Any = None,
-        error: Array | None = None,
+        error: PyTree = None,
         *,
+        weight: Array | None = None,
         use_estimate: bool | Array = True,
         num_examples: int | Array | None = None,
-    ) -> Array:
+    ) -> PyTree:
         """Returns h; all arguments, and errors, are those of `boundary`."""
         return boundary(
             self.estimator,
@@ -88,6 +100,7 @@ class NNXBoundary(nnx.Module):
             h,
             y,
             error,
+            weight=weight,
             use_estimate=use_estimate,
             num_examples=num_examples,
             batch_axes=self.batch_axes,

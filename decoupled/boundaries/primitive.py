@@ -4,16 +4,18 @@ A mean loss hands down the gradient of a mean: each example's own gradient, divi
 examples. Estimators deal in per-example gradients, so here, and only here, that number is multiplied in and
 divided out again:
 
-    incoming   = N * cotangent of h                       per example, as in the chain form
-    cotangent of h below    = grad_h_hat / N
+    incoming   = N * cotangent of h / w                   per example, as in the chain form
+    cotangent of h below    = w * grad_h_hat / N
     cotangent of est_params = est_gradient * n / N        n of the N examples are here
     cotangent of the tap    = sums over the n examples    see `metrics`
 
 With N the number of examples the loss is a mean over, gradients may be summed or averaged over devices
-exactly as those of all other parameters are.
+exactly as those of all other parameters are. Where examples have weights w, n and N are sums of these.
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -23,28 +25,37 @@ import numpy as np
 from decoupled.argument_checks import check_estimator
 from decoupled.boundaries.metrics import measured
 from decoupled.errors import UsageError
-from decoupled.estimators.checks import check_activation, check_examples, checked_estimate
+from decoupled.estimators.checks import (
+    check_activation,
+    check_arrays,
+    check_examples,
+    check_weight,
+    checked_estimate,
+)
+from decoupled.leaves import like, per_example, real_part, with_real_part
+from decoupled.precision import at_least_float32
 from decoupled.types import Array, Estimator, PyTree
+from decoupled.weights import as_cotangent, as_gradient, stand_in
 
 
 def boundary(
     estimator: Estimator,
     est_params: PyTree,
-    h: Array,
+    h: PyTree,
     y: Any = None,
-    error: Array | None = None,
+    error: PyTree = None,
     *,
+    weight: Array | None = None,
     use_estimate: bool | Array = True,
     num_examples: int | Array | None = None,
     batch_axes: int = 1,
     tap: Array | None = None,
     name: str = "boundary",
-) -> Array:
+) -> PyTree:
     """h itself; but under `jax.grad`, what is below gets the estimator's gradient in place of the true one.
 
     The gradient with respect to `est_params` is the estimator's own training gradient, for its optimizer.
-    Nothing is asked of y and error while no gradient is taken, so evaluation can leave them out. To an
-    estimator all examples are alike: those that the loss masks out are better left out of h.
+    Nothing is asked of y and error while no gradient is taken, so evaluation can leave them out.
 
     Only where the backward pass comes by can anything be handed down, or fitted. JAX leaves out what the
     loss does not depend on, such as the last of the steps that a Python loop unrolls if nobody uses its h;
@@ -54,13 +65,17 @@ def boundary(
     Args:
       estimator: whose estimate is handed down.
       est_params: its parameters; frozen where no gradient is taken with respect to them.
-      h: activation; the first `batch_axes` axes count examples.
+      h: activation; the first `batch_axes` axes count examples. An array, or a pytree of such: leaves that
+        are no real numbers have no gradient; for several that are, `joined` or `each` makes estimators.
       y: context, with the same leading axes: labels, where the estimator sees them.
       error: per-example dL/d(output), (batch, ...), for estimators that read it: from a forward pass of
         the same parameters and `losses.output_error`.
+      weight: of each example, in the axes that count them: 0 for padding, whose h and y are not read. The
+        loss is then the weighted mean, sum(weight * losses) / sum(weight).
       use_estimate: False (or a traced boolean that is) hands the true gradient down, while the
         estimator goes on learning: for a warm-up, or every k-th step.
-      num_examples: the loss is a mean over so many examples; those of h where it is not given. Give
+      num_examples: the loss is a mean over so many examples; those of h, or the sum of their weights, where
+        it is not given. Give
         it where these differ: 1 for a loss that is a sum; time * batch inside a scan over time, if the
         loss is a mean over both; the examples of all devices, if the loss is averaged over devices
         before it is differentiated; those that `jax.vmap` runs over, where the mean of what it gives is
@@ -79,40 +94,65 @@ def boundary(
     """
     check_estimator(name, estimator)
     check_activation(name, h, batch_axes)
-    count = math.prod(h.shape[:batch_axes])
+    real = real_part(h)
+    check_arrays(name, estimator, real)
+    count: Any = math.prod(jax.tree.leaves(real)[0].shape[:batch_axes])
+    if weight is not None:
+        check_weight(name, weight, real, batch_axes)
+        weight = at_least_float32(jnp.asarray(weight))
+        count = weight.sum()
     _check_number(name, num_examples)
     total = jnp.asarray(count if num_examples is None else num_examples, jnp.float32)
 
     @jax.custom_vjp
     def identity(
-        est_params: PyTree, tap: Any, h: Array, y: Any, error: Any, use_estimate: Array, total: Array
+        est_params: PyTree,
+        tap: Any,
+        real: PyTree,
+        y: Any,
+        error: Any,
+        weight: Any,
+        use_estimate: Array,
+        total: Array,
     ):
-        del est_params, tap, y, error, use_estimate, total
-        return h
+        del est_params, tap, y, error, weight, use_estimate, total
+        return real
 
     def forward(*arguments):
         return identity(*arguments), arguments
 
-    def backward(arguments, cotangent: Array):
-        est_params, tap, h, y, error, use_estimate, total = arguments
-        check_examples(name, h, y, error, batch_axes)
-        scale = total.astype(jnp.promote_types(cotangent.dtype, jnp.float32))
-        incoming = (cotangent * scale).astype(h.dtype)
-        rows, y, error, incoming = per_example((h, y, error, incoming), batch_axes)
+    def backward(arguments, cotangent: PyTree):
+        est_params, tap, real, y, error, weight, use_estimate, total = arguments
+        check_examples(name, real, batch_axes, y=y, the_error=error)
+
+        def scaled(gradient: PyTree, by: Callable[[Array, Array], Array]) -> PyTree:
+            def scale(leaf: Array) -> Array:
+                number = total.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+                return by(leaf, number).astype(leaf.dtype)
+
+            return jax.tree.map(scale, gradient)
+
+        rows, y, error, weight = per_example((real, y, error, weight), batch_axes)
+        rows, y, error = stand_in((rows, y, error), weight)
+        incoming = per_example(scaled(cotangent, jnp.multiply), batch_axes)
+        incoming = as_gradient(incoming, weight)
         signal = estimator.reads.choose(error=error, incoming=incoming)
-        grad_h_hat = checked_estimate(name, estimator, est_params, rows, y, signal)
-        estimated = (grad_h_hat.reshape(h.shape) / scale).astype(h.dtype)
-        handed_down = jnp.where(use_estimate, estimated, cotangent)
+        grad_h_hat = checked_estimate(name, estimator, est_params, rows, y, signal, weight)
+        estimated = scaled(like(as_cotangent(grad_h_hat, weight), real), jnp.divide)
+        handed_down = jax.tree.map(partial(jnp.where, use_estimate), estimated, cotangent)
         est_gradient = fit_loss = None
         if estimator.training_gradient is not None:
-            fit_loss, means = estimator.training_gradient(est_params, rows, y, incoming)
-            est_gradient = jax.tree.map(lambda g, p: (g * count / scale).astype(p.dtype), means, est_params)
-        seen = None if tap is None else measured(fit_loss, grad_h_hat, incoming).astype(tap.dtype)
-        return est_gradient, seen, handed_down, None, None, None, None
+            weights_too = () if weight is None else (weight,)
+            fit_loss, means = estimator.training_gradient(est_params, rows, y, incoming, *weights_too)
+            n = count if weight is None else weight.sum()
+            est_gradient = jax.tree.map(lambda g, p: (g * n / total).astype(p.dtype), means, est_params)
+        seen = None if tap is None else measured(fit_loss, grad_h_hat, incoming, weight).astype(tap.dtype)
+        return est_gradient, seen, handed_down, None, None, None, None, None
 
     identity.defvjp(forward, backward)
-    est_params, tap = _vary_like(h, (est_params, tap))
-    return identity(est_params, tap, h, y, error, jnp.asarray(use_estimate), total)
+    est_params, tap = _vary_like(jax.tree.leaves(real)[0], (est_params, tap))
+    real = identity(est_params, tap, real, y, error, weight, jnp.asarray(use_estimate), total)
+    return with_real_part(h, real)
 
 
 def tie(loss: Array, activations: PyTree) -> Array:
@@ -140,16 +180,7 @@ def tie(loss: Array, activations: PyTree) -> Array:
         return cotangent, jax.tree.map(jnp.zeros_like, activations)
 
     identity.defvjp(forward, backward)
-    return identity(loss, activations)
-
-
-def per_example(tree: PyTree, batch_axes: int) -> PyTree:
-    """Makes one leading axis of those that count examples."""
-
-    def flatten(leaf: Array) -> Array:
-        return leaf.reshape(math.prod(leaf.shape[:batch_axes]), *leaf.shape[batch_axes:])
-
-    return jax.tree.map(flatten, tree)
+    return identity(loss, real_part(activations))
 
 
 def _check_number(where: str, num_examples: Any) -> None:

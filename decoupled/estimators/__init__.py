@@ -5,6 +5,7 @@ from decoupled.estimators.bp_lambda import bp_lambda
 from decoupled.estimators.direct_feedback_alignment import direct_feedback_alignment
 from decoupled.estimators.direct_random_target_projection import direct_random_target_projection
 from decoupled.estimators.kickback import kickback
+from decoupled.estimators.lifting import each, joined
 from decoupled.estimators.linear import linear
 from decoupled.estimators.local_loss import local_loss
 from decoupled.estimators.loss_shaped import loss_shaped

@@ -8,6 +8,7 @@ whose own mean over examples is 1.
 
 import jax.numpy as jnp
 
+from decoupled import weights
 from decoupled.precision import at_least_float32
 from decoupled.types import Array
 
@@ -17,9 +18,9 @@ def no_weight() -> Array:
     return jnp.zeros(())
 
 
-def weight_of(rows: Array) -> Array:
+def weight_of(rows: Array, weight: Array | None = None) -> Array:
     """The leaf "weight" of an est_gradient: the mean, over examples (batch, features), of 1."""
-    return jnp.ones_like(at_least_float32(rows[:, 0])).mean()
+    return weights.mean(jnp.ones_like(at_least_float32(rows[:, 0])), weight)
 
 
 def mean_of(summed: Array, weight: Array, otherwise: Array | float) -> Array:

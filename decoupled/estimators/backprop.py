@@ -15,4 +15,6 @@ def backprop() -> Estimator:
         assert signal is not None
         return signal
 
-    return Estimator("backprop", init, estimate, None, Reads.INCOMING, form="dL/dh", sees_y=False)
+    return Estimator(
+        "backprop", init, estimate, None, Reads.INCOMING, form="dL/dh", sees_y=False, many_arrays=True
+    )

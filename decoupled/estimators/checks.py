@@ -7,26 +7,38 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from decoupled import weights
 from decoupled.errors import UsageError, naming
+from decoupled.leaves import joined_rows, real_part
 from decoupled.types import Array, Estimator, PyTree, Reads
 
 
 def checked_estimate(
-    where: str, estimator: Estimator, est_params: PyTree, h: Array, y: Any, signal: Array | None
-) -> Array:
+    where: str,
+    estimator: Estimator,
+    est_params: PyTree,
+    h: PyTree,
+    y: Any,
+    signal: PyTree,
+    weight: Array | None = None,
+) -> PyTree:
     """The estimator's grad_h_hat, once what it reads and what it returns have been found in order.
 
     Args:
       where: how to call the boundary, as in "boundary 2 (after hidden_2)".
+      h: the real part of an activation, (batch, ...); y and signal lead with the same examples.
+      weight: of each example, (batch,), or None; h and y have stand-ins for those that do not count.
 
     Returns:
-      grad_h_hat, shape and dtype of h.
+      grad_h_hat, shape and dtype of h. Of an example that does not count it is what came in, where that is
+      what the estimator reads, and zero otherwise.
 
     Raises:
       UsageError: y or the output error is missing or of other examples, the shape of h or y is not that
         of `init`, or the estimate has not the shape of h.
     """
     check_activation(where, h)
+    check_arrays(where, estimator, h)
     if estimator.sees_y and y is None:
         raise UsageError(f"{where}: {estimator.name} sees the labels, but was given none: pass y")
     if estimator.reads is Reads.INCOMING and signal is None:
@@ -36,63 +48,100 @@ def checked_estimate(
             f"{where}: {estimator.name} reads the output error, but none has reached it: pass the error"
             " that losses.output_error gives"
         )
-    if estimator.reads is Reads.ERROR and not hasattr(signal, "shape"):
-        raise UsageError(
-            f"{where}: {estimator.name} takes the error of one output, but was given a"
-            f" {type(signal).__name__} of {len(jax.tree.leaves(signal))} arrays: pass that of one, or join"
-            " the outputs to one array"
-        )
-    check_examples(where, h, y, signal)
+    if estimator.reads is Reads.ERROR:
+        signal = joined_rows(signal)
+    check_examples(where, h, y=y, the_error=signal, weight=weight)
     with naming(where):
         expected = _shapes(jax.eval_shape(estimator.init, jax.random.key(0), h, y))
         given = _shapes(est_params)
         if expected != given:
             raise UsageError(
-                f"the parameters of {estimator.name} are not those for activations {h.shape}"
+                f"the parameters of {estimator.name} are not those for activations {_shape_text(h)}"
                 f"{'' if y is None else f' and labels {_shape_text(y)}'}: they are {_text(given, expected)}"
                 f" where {_text(expected, given)} is needed; initialise with the shapes of training"
             )
-        grad_h_hat = estimator.estimate(est_params, h, y, signal)
-        if grad_h_hat.shape != h.shape:
+        weights_too = () if weight is None or not estimator.estimate_sees_weight else (weight,)
+        grad_h_hat = estimator.estimate(est_params, h, y, signal, *weights_too)
+        if _shapes(grad_h_hat) != _shapes(h):
             raise UsageError(
-                f"the estimate of {estimator.name} has shape {grad_h_hat.shape}, but it stands for the"
-                f" gradient of activations {h.shape}"
+                f"the estimate of {estimator.name} has shape {_shape_text(grad_h_hat)}, but it stands for"
+                f" the gradient of activations {_shape_text(h)}"
             )
-    return grad_h_hat.astype(h.dtype)
+    grad_h_hat = jax.tree.map(lambda estimate, leaf: estimate.astype(leaf.dtype), grad_h_hat, h)
+    if estimator.reads is Reads.INCOMING:
+        return weights.chosen(weight, grad_h_hat, signal)
+    return weights.zeroed(grad_h_hat, weight)
 
 
-def check_activation(where: str, h: Any, batch_axes: int = 1) -> None:
-    """That h is one array of real numbers, with an axis of features behind those that count examples.
+def check_arrays(where: str, estimator: Estimator, h: PyTree) -> None:
+    """That an estimator of one array is given one.
 
     Raises:
-      UsageError: it is not; or `batch_axes` is no number of axes.
+      UsageError: there are several, which it could not tell apart.
     """
-    if not isinstance(batch_axes, int) or batch_axes < 0:
-        raise UsageError(f"{where}: batch_axes is {batch_axes!r}, but must be a number of axes, like 1")
-    if not hasattr(h, "dtype"):
-        raise UsageError(f"{where}: h is a {type(h).__name__}, not one array: put a boundary on each array")
-    if not jnp.issubdtype(h.dtype, jnp.floating):
-        raise UsageError(f"{where}: h is {h.dtype}, which has no gradient: put the boundary after a layer")
-    if h.ndim <= batch_axes:
+    number = len(jax.tree.leaves(h))
+    if number > 1 and not estimator.many_arrays:
         raise UsageError(
-            f"{where}: h has shape {h.shape} and no axis of features, since the first {batch_axes} count"
-            " examples: under jax.vmap over examples say batch_axes=0, otherwise pass h[..., None]"
+            f"{where}: h has {number} arrays of real numbers, and {estimator.name} is an estimator of one:"
+            " give estimators.joined(...) of it, or estimators.each(...)"
         )
 
 
-def check_examples(where: str, h: Array, y: Any, error: Array | None, batch_axes: int = 1) -> None:
-    """That h, y and the output error speak of the same examples.
+def check_activation(where: str, h: PyTree, batch_axes: int = 1) -> None:
+    """That h holds real numbers, each array with an axis of features behind those that count examples.
+
+    Raises:
+      UsageError: it does not; or `batch_axes` is no number of axes.
+    """
+    if not isinstance(batch_axes, int) or batch_axes < 0:
+        raise UsageError(f"{where}: batch_axes is {batch_axes!r}, but must be a number of axes, like 1")
+    leaves = jax.tree.leaves(h)
+    real = jax.tree.leaves(real_part(h))
+    if not real:
+        kinds = " and ".join(sorted({str(jnp.result_type(leaf)) for leaf in leaves})) or "empty"
+        raise UsageError(f"{where}: h is {kinds}, which has no gradient: put the boundary after a layer")
+    for leaf in real:
+        if leaf.ndim <= batch_axes:
+            raise UsageError(
+                f"{where}: h has shape {leaf.shape} and no axis of features, since the first {batch_axes}"
+                " count examples: under jax.vmap over examples say batch_axes=0, otherwise pass"
+                " h[..., None]"
+            )
+
+
+def check_examples(where: str, h: PyTree, batch_axes: int = 1, **others: Any) -> None:
+    """That h, y, the output error and weights speak of the same examples.
+
+    Args:
+      h: the real part of an activation.
+      others: what else leads with the examples, by what to call it.
 
     Raises:
       UsageError: their leading axes differ.
     """
-    for name, tree in (("y", y), ("the error", error)):
+    first = jax.tree.leaves(h)[0]
+    for name, tree in {"h": h, **others}.items():
         for leaf in jax.tree.leaves(tree):
-            if jnp.shape(leaf)[:batch_axes] != h.shape[:batch_axes]:
+            if jnp.shape(leaf)[:batch_axes] != first.shape[:batch_axes]:
                 raise UsageError(
-                    f"{where}: {name} has shape {jnp.shape(leaf)}, but h, of shape {h.shape}, has the"
-                    f" examples {h.shape[:batch_axes]}: both count them in their leading axes"
+                    f"{where}: {name.replace('_', ' ')} has shape {jnp.shape(leaf)}, but h, of shape"
+                    f" {first.shape}, has the examples {first.shape[:batch_axes]}: both count them in"
+                    " their leading axes"
                 )
+
+
+def check_weight(where: str, weight: Array, h: PyTree, batch_axes: int = 1) -> None:
+    """That there is one weight an example.
+
+    Raises:
+      UsageError: the shape is not that of the axes that count examples.
+    """
+    shape = jnp.shape(jax.tree.leaves(h)[0])
+    if jnp.shape(weight) != shape[:batch_axes]:
+        raise UsageError(
+            f"{where}: weight has shape {jnp.shape(weight)}, but what is fed, of shape {shape}, has the"
+            f" examples {shape[:batch_axes]}: give one number an example"
+        )
 
 
 @contextmanager
@@ -110,7 +159,9 @@ def assuming_labels(assumed: bool) -> Iterator[None]:
 
 def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
     leaves, _ = jax.tree.flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf.shape for path, leaf in leaves}
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): jnp.shape(leaf) for path, leaf in leaves
+    }
 
 
 def _shape_text(y: PyTree) -> str:

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from decoupled import weights
 from decoupled.errors import UsageError
 from decoupled.estimators.averages import mean_of, no_weight, weight_of
 from decoupled.types import Array, PyTree
@@ -40,17 +41,21 @@ def unsolved(inputs: int, outputs: int) -> dict[str, Array]:
     }
 
 
-def moments(x: Array, target: Array, residual: Array) -> dict[str, Array]:
+def moments(x: Array, target: Array, residual: Array, weight: Array | None = None) -> dict[str, Array]:
     """What `solver` needs of a batch, in the structure of `unsolved`.
 
     Args:
       x: features, (batch, inputs).
       target: what x K is fitted to, (batch, outputs).
       residual: the estimate's error, (batch, outputs).
+      weight: of each example, (batch,); None: all count alike.
     """
-    batch = x.shape[0]
-    means = {"K": 2 * x.T @ residual / batch, "gram": x.T @ x / batch, "cross": x.T @ target / batch}
-    return {**means, "weight": weight_of(x)}
+    means = {
+        "K": weights.mean_product(2 * x, residual, weight),
+        "gram": weights.mean_product(x, x, weight),
+        "cross": weights.mean_product(x, target, weight),
+    }
+    return {**means, "weight": weight_of(x, weight)}
 
 
 def solver(

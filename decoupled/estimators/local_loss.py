@@ -4,12 +4,13 @@ from collections.abc import Callable, Sequence
 
 import jax
 
+from decoupled import weights
 from decoupled.estimators.auxiliary_head import AuxiliaryHead
 from decoupled.losses import checked_losses, softmax_cross_entropy
 from decoupled.types import Array, Estimator, Key, Loss, PyTree
 
-# (est_params, h, y) -> one loss per example, (batch,).
-LocalLoss = Callable[[PyTree, Array, Array], Array]
+# (est_params, h, y, weight) -> one loss per example, (batch,).
+LocalLoss = Callable[[PyTree, Array, Array, Array | None], Array]
 
 
 def local_loss(
@@ -52,9 +53,10 @@ def local_loss(
         del y
         return head.first_params(key, h)
 
-    def losses(est_params: PyTree, h: Array, y: Array) -> Array:
+    def losses(est_params: PyTree, h: Array, y: Array, weight: Array | None) -> Array:
+        del weight
         output = head.predict(est_params, h)
-        return checked_losses(loss(output, y), output.shape)
+        return checked_losses(loss(output, y), output)
 
     return from_local_loss("local_loss", init, losses, "dl/dh, l of an auxiliary head")
 
@@ -64,14 +66,20 @@ def from_local_loss(
 ) -> Estimator:
     """An estimator that gives its module the gradient of a local loss, and descends that loss itself."""
 
-    def estimate(est_params: PyTree, h: Array, y: Array, signal: Array | None = None) -> Array:
+    def estimate(
+        est_params: PyTree, h: Array, y: Array, signal: Array | None = None, weight: Array | None = None
+    ) -> Array:
         del signal
-        return jax.grad(lambda h: losses(est_params, h, y).sum())(h)
+        return jax.grad(lambda h: losses(est_params, h, y, weight).sum())(h)
 
     def training_gradient(
-        est_params: PyTree, h: Array, y: Array, target: Array | None = None
+        est_params: PyTree,
+        h: Array,
+        y: Array,
+        target: Array | None = None,
+        weight: Array | None = None,
     ) -> tuple[Array, PyTree]:
         del target
-        return jax.value_and_grad(lambda p: losses(p, h, y).mean())(est_params)
+        return jax.value_and_grad(lambda p: weights.mean(losses(p, h, y, weight), weight))(est_params)
 
     return Estimator(name, init, estimate, training_gradient, form=form, own_loss=True)

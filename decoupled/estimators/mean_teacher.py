@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from decoupled import weights
 from decoupled.errors import UsageError
 from decoupled.estimators.auxiliary_head import AuxiliaryHead
 from decoupled.estimators.averages import mean_of, no_weight, weight_of
@@ -63,18 +64,25 @@ def mean_teacher(num_classes: int, hidden: Sequence[int] = (512,), decay: float 
         return ((p - belief(est_params, h)) @ est_params["taught"]["W"].T).reshape(h.shape)
 
     def training_gradient(
-        est_params: PyTree, h: Array, y: Array, target: Array | None = None
+        est_params: PyTree,
+        h: Array,
+        y: Array,
+        target: Array | None = None,
+        weight: Array | None = None,
     ) -> tuple[Array, PyTree]:
         del target
         q = belief(est_params, h)
 
         def loss(fitted: PyTree) -> Array:
             taught = optax.softmax_cross_entropy(_logits(fitted["taught"], h), q)
-            return (taught + softmax_cross_entropy(head.predict(fitted["teacher"], h), y)).mean()
+            losses = taught + softmax_cross_entropy(head.predict(fitted["teacher"], h), y)
+            return weights.mean(losses, weight)
 
         value, gradient = jax.value_and_grad(loss)({n: est_params[n] for n in ("taught", "teacher")})
-        behind = jax.tree.map(jnp.subtract, est_params["average"], est_params["teacher"])
-        return value, {**gradient, "average": behind, "weight": weight_of(flatten(h))}
+        # The mean over examples of what is the same for all.
+        one = weight_of(flatten(h), weight)
+        behind = jax.tree.map(lambda a, t: one * (a - t), est_params["average"], est_params["teacher"])
+        return value, {**gradient, "average": behind, "weight": one}
 
     def belief(est_params: PyTree, h: Array) -> Array:
         return jax.nn.softmax(at_least_float32(head.predict(est_params["average"], h)))

@@ -41,10 +41,12 @@ def recursive_least_squares(
         del signal
         return (features_of(h, y) @ est_params["K"]).reshape(h.shape)
 
-    def training_gradient(est_params: PyTree, h: Array, y: Array, target: Array) -> tuple[Array, PyTree]:
+    def training_gradient(
+        est_params: PyTree, h: Array, y: Array, target: Array, weight: Array | None = None
+    ) -> tuple[Array, PyTree]:
         x, target = features_of(h, y), at_least_float32(flatten(target))
         estimate = x @ est_params["K"]
-        return sg_loss(estimate, target), moments(x, target, estimate - target)
+        return sg_loss(estimate, target, weight), moments(x, target, estimate - target, weight)
 
     return Estimator(
         "recursive_least_squares",

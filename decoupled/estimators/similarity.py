@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from decoupled import weights
 from decoupled.errors import UsageError
 from decoupled.estimators.auxiliary_head import AuxiliaryHead
 from decoupled.estimators.local_loss import from_local_loss
@@ -55,13 +56,14 @@ def similarity(
             "head": head.first_params(head_key, h),
         }
 
-    def losses(est_params: PyTree, h: Array, y: Array) -> Array:
+    def losses(est_params: PyTree, h: Array, y: Array, counts: Array | None) -> Array:
         if weight > 0 and h.shape[0] == 1:
             raise UsageError("the similarity loss compares examples, but the batch holds only one")
         difference = cosines(flatten(h) @ est_params["M"]) - cosines(labels(y, h))
         output = head.predict(est_params["head"], h)
-        prediction = checked_losses(loss(output, y), output.shape)
-        return weight * jnp.square(difference).mean(1) + (1 - weight) * prediction
+        prediction = checked_losses(loss(output, y), output)
+        to_others = jax.vmap(lambda squares: weights.mean(squares, counts))(jnp.square(difference))
+        return weight * to_others + (1 - weight) * prediction
 
     def labels(y: Array, h: Array) -> Array:
         encoding = encoded(context, y, h)
@@ -73,7 +75,7 @@ def similarity(
         return encoding
 
     form = "dl/dh, l = |S(hM) - S(y)|² and a probe's"
-    return from_local_loss("similarity", init, losses, form)
+    return from_local_loss("similarity", init, losses, form)._replace(estimate_sees_weight=True)
 
 
 def cosines(rows: Array) -> Array:

@@ -7,6 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from decoupled import weights
 from decoupled.errors import UsageError
 from decoupled.precision import at_least_float32
 from decoupled.types import Array, PyTree
@@ -87,31 +88,34 @@ def flatten(h: Array) -> Array:
     return h.reshape(h.shape[0], -1)
 
 
-def sg_loss(grad_h_hat: Array, target: Array) -> Array:
+def sg_loss(grad_h_hat: Array, target: Array, weight: Array | None = None) -> Array:
     """Squared error of an estimate: summed over features, averaged over examples (U17, section 2).
 
     Args:
       grad_h_hat, target: per-example gradients, (batch, ...).
+      weight: of each example, (batch,); None: all count alike.
 
     Returns:
       A scalar, in squared units of the loss per unit of h.
     """
     chex.assert_equal_shape([grad_h_hat, target])
-    return power(at_least_float32(grad_h_hat) - at_least_float32(target))
+    return power(at_least_float32(grad_h_hat) - at_least_float32(target), weight)
 
 
-def power(gradient: Array) -> Array:
+def power(gradient: Array, weight: Array | None = None) -> Array:
     """Squared length of each example's gradient, averaged over examples: (batch, ...) -> scalar."""
     rows = at_least_float32(flatten(gradient))
-    return jnp.einsum("bf,bf->b", rows, rows).mean()
+    return weights.mean(jnp.einsum("bf,bf->b", rows, rows), weight)
 
 
 def by_gradient(
     estimate: Callable[[PyTree, Array, Array, None], Array],
-) -> Callable[[PyTree, Array, Array, Array], tuple[Array, PyTree]]:
+) -> Callable[..., tuple[Array, PyTree]]:
     """The `training_gradient` of an estimator that descends the SG loss of its own estimate."""
 
-    def training_gradient(est_params: PyTree, h: Array, y: Array, target: Array) -> tuple[Array, PyTree]:
-        return jax.value_and_grad(lambda p: sg_loss(estimate(p, h, y, None), target))(est_params)
+    def training_gradient(
+        est_params: PyTree, h: Array, y: Array, target: Array, weight: Array | None = None
+    ) -> tuple[Array, PyTree]:
+        return jax.value_and_grad(lambda p: sg_loss(estimate(p, h, y, None), target, weight))(est_params)
 
     return training_gradient

@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from decoupled.errors import naming
-from decoupled.estimators.checks import check_activation
+from decoupled.estimators.checks import check_activation, check_arrays
 from decoupled.learning.module_update import Rules
 from decoupled.learning.stack import Stack, check_block, modules_of, take
 from decoupled.learning.state import EstimatorState, ModuleState
+from decoupled.leaves import per_example, real_part
 from decoupled.modules.chains import like_output, told_apart
-from decoupled.types import Array, Estimator, Key, Module
+from decoupled.types import Array, Estimator, Key, Module, PyTree
 
 
 class Chain(NamedTuple):
@@ -82,16 +83,19 @@ class ChainState(NamedTuple):
     below: EstimatorState | None = None
 
 
-def init_chain_state(rules: Rules, chain: Chain, key: Key, x: Array, y: Array) -> ChainState:
+def init_chain_state(rules: Rules, chain: Chain, key: Key, x: PyTree, y: PyTree) -> ChainState:
     """States of all modules and estimators, from one example batch."""
     module_key, estimator_key = jax.random.split(key)
 
-    def start_module(module: Module, index: Array | int, h: Array) -> ModuleState:
+    y = per_example(y, rules.batch_axes)
+
+    def start_module(module: Module, index: Array | int, h: PyTree) -> ModuleState:
         variables = module.init(jax.random.fold_in(module_key, index), h)
         return ModuleState(variables.params, variables.state, rules.optimizer.init(variables.params))
 
-    def start_estimator(spec: Estimator, index: Array | int, h: Array) -> EstimatorState:
-        est_params = spec.init(jax.random.fold_in(estimator_key, index), h, y)
+    def start_estimator(spec: Estimator, index: Array | int, h: PyTree) -> EstimatorState:
+        rows = per_example(real_part(h), rules.batch_axes)
+        est_params = spec.init(jax.random.fold_in(estimator_key, index), rows, y)
         return EstimatorState(est_params, rules.optimizer_of(spec).init(est_params))
 
     modules, estimators, h = [], [], x
@@ -106,7 +110,8 @@ def init_chain_state(rules: Rules, chain: Chain, key: Key, x: Array, y: Array) -
             h = like_output(link, modules[-1], h)
         if k < len(chain.estimators):
             spec = chain.estimators[k]
-            check_activation(chain.where(k), h)
+            check_activation(chain.where(k), h, rules.batch_axes)
+            check_arrays(chain.where(k), spec, real_part(h))
             with naming(chain.where(k)):
                 if isinstance(link, Stack):
                     start = jax.vmap(lambda i, spec=spec, h=h: start_estimator(spec, i, h))
@@ -116,10 +121,10 @@ def init_chain_state(rules: Rules, chain: Chain, key: Key, x: Array, y: Array) -
     return ChainState(tuple(modules), tuple(estimators))
 
 
-def evaluate_chain(chain: Chain, modules: tuple[ModuleState, ...], h: Array, key: Key) -> Array:
+def evaluate_chain(chain: Chain, modules: tuple[ModuleState, ...], h: PyTree, key: Key) -> PyTree:
     """Output of the highest link in evaluation mode; `modules` as in `ChainState`."""
 
-    def run(module: Module, state: ModuleState, h: Array) -> Array:
+    def run(module: Module, state: ModuleState, h: PyTree) -> PyTree:
         return module.apply(state.params, state.state, h, key, False)[0]
 
     for link, state in zip(chain.links, modules, strict=True):

@@ -9,22 +9,23 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from decoupled.errors import UsageError
 from decoupled.learning.chain import Chain, ChainState
+from decoupled.learning.examples import Examples, examples_of
 from decoupled.learning.fused import pieces_of, run_pieces
 from decoupled.learning.learner import Learner
 from decoupled.learning.stack import Stack
 from decoupled.learning.state import LearnerState, Metrics
 from decoupled.learning.walk import ChainStep, walk
-from decoupled.types import Array, Key
+from decoupled.types import Array, Key, PyTree
+from decoupled.weights import mean
 
 
 def dispatched(
     learner: Learner,
-) -> Callable[[LearnerState, Array, Array, Key], tuple[LearnerState, Metrics]]:
+) -> Callable[..., tuple[LearnerState, Metrics]]:
     """`learner.update` as a function that is not to be jitted: it runs one jitted program a piece.
 
     A piece is a module, or several where they wait for one another (all of a backprop chain are one).
@@ -48,22 +49,27 @@ def dispatched(
         signature = (lowest, functions, piece.estimators, piece.below)
         if signature not in programs:
 
-            def run(state: ChainState, first: Array, h: Array, y: Array, key: Key) -> ChainStep:
+            def run(state: ChainState, first: Array, h: PyTree, examples: Examples, key: Key) -> ChainStep:
                 here = piece._replace(first=0 if lowest else first)
-                return walk(learner.rules, here, state, h, y, key, lambda index: None)
+                return walk(learner.rules, here, state, h, examples, key, lambda index: None)
 
             programs[signature] = jax.jit(run, donate_argnums=0)
         return programs[signature]
 
-    mean = jax.jit(jnp.mean)
+    told = jax.jit(examples_of, static_argnums=3)
+    mean_loss = jax.jit(lambda losses, weight: mean(losses, weight))
 
-    def update(state: LearnerState, x: Array, y: Array, key: Key) -> tuple[LearnerState, Metrics]:
-        def run(piece: Chain, state: ChainState, h: Array) -> ChainStep:
-            return program_of(piece)(state, np.int32(piece.first), h, y, key)
+    def update(
+        state: LearnerState, x: PyTree, y: PyTree, key: Key, weight: Array | None = None
+    ) -> tuple[LearnerState, Metrics]:
+        x, examples = told(x, y, weight, learner.rules.batch_axes)
+
+        def run(piece: Chain, state: ChainState, h: PyTree) -> ChainStep:
+            return program_of(piece)(state, np.int32(piece.first), h, examples, key)
 
         parts = ChainState(state.modules, state.estimators)
         result = run_pieces(chain, pieces, parts, x, run)
         new = LearnerState(state.step + 1, result.state.modules, result.state.estimators)
-        return new, Metrics(mean(result.losses), result.h_out, result.boundaries)
+        return new, Metrics(mean_loss(result.losses, examples.weight), result.h_out, result.boundaries)
 
     return update

@@ -12,14 +12,15 @@ import jax.numpy as jnp
 
 from decoupled.errors import UsageError
 from decoupled.learning.chain import Chain, ChainState
+from decoupled.learning.examples import Examples
 from decoupled.learning.module_update import Rules, at_once, no_metrics
 from decoupled.learning.stack import Stack, put, take
 from decoupled.learning.state import EstimatorState
 from decoupled.learning.walk import Active, ChainStep, walk
-from decoupled.types import Array, Key, Module, Reads
+from decoupled.types import Array, Key, Module, PyTree, Reads
 
 # (piece of the chain, its state, h) -> what its walk returns.
-Run: TypeAlias = Callable[[Chain, ChainState, Array], ChainStep]
+Run: TypeAlias = Callable[[Chain, ChainState, PyTree], ChainStep]
 
 # So many modules make a piece. Within one, the update of a module and the forward pass of the next run side
 # by side where they can, which gains up to a third of the time where a module does not fill the machine.
@@ -30,8 +31,8 @@ def update_chain(
     rules: Rules,
     chain: Chain,
     state: ChainState,
-    h: Array,
-    y: Array,
+    h: PyTree,
+    examples: Examples,
     key: Key,
     *,
     always: Array,
@@ -40,7 +41,8 @@ def update_chain(
     """Updates every module of a chain, and every estimator that a target reaches.
 
     Args:
-      h, y: what the lowest link is fed, and the labels.
+      h: what the lowest link is fed, with stand-ins for examples that do not count.
+      examples: what is told of them.
       key: of the step; every module folds its index in the network into it.
       always: a scalar that is true, though no compiler can know (see `at_once`).
       active: which modules take part.
@@ -50,16 +52,16 @@ def update_chain(
     """
     pieces = pieces_of(chain, _MODULES_A_PIECE)
 
-    def run_whole(piece: Chain, state: ChainState, h: Array) -> ChainStep:
-        def step(state: ChainState, h: Array, y: Array, key: Key) -> ChainStep:
-            return walk(rules, piece, state, h, y, key, active)
+    def run_whole(piece: Chain, state: ChainState, h: PyTree) -> ChainStep:
+        def step(state: ChainState, h: PyTree, examples: Examples, key: Key) -> ChainStep:
+            return walk(rules, piece, state, h, examples, key, active)
 
-        return at_once(always, step, state, h, y, key)
+        return at_once(always, step, state, h, examples, key)
 
     if pieces == [(0, len(chain.links))] and not isinstance(chain.links[0], Stack):
-        return walk(rules, chain, state, h, y, key, active)
+        return walk(rules, chain, state, h, examples, key, active)
 
-    def run(piece: Chain, state: ChainState, h: Array) -> ChainStep:
+    def run(piece: Chain, state: ChainState, h: PyTree) -> ChainStep:
         link = piece.links[0]
         update = _update_stack(link, run_whole, always) if isinstance(link, Stack) else run_whole
         return update(piece, state, h)
@@ -68,7 +70,7 @@ def update_chain(
 
 
 def run_pieces(
-    chain: Chain, pieces: list[tuple[int, int]], state: ChainState, h: Array, run: Run
+    chain: Chain, pieces: list[tuple[int, int]], state: ChainState, h: PyTree, run: Run
 ) -> ChainStep:
     """Runs one piece after another, each fitting the estimator below it.
 
@@ -139,7 +141,7 @@ def _update_stack(stack: Stack, run: Run, always: Array) -> Run:
     """
     block, depth = stack.block._replace(name=stack.name), len(stack.names)
 
-    def update(chain: Chain, state: ChainState, h: Array) -> ChainStep:
+    def update(chain: Chain, state: ChainState, h: PyTree) -> ChainStep:
         (modules,), (estimators,), (spec,) = state.modules, state.estimators, chain.estimators
 
         # What is below the lowest block may be of another kind, so it runs ahead of the loop.

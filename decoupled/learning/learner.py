@@ -1,7 +1,7 @@
 """Trains a chain of modules, each from the gradient its boundary's estimator supplies."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +9,10 @@ import optax
 
 from decoupled.argument_checks import check_estimator, check_loss, check_optimizer, listed
 from decoupled.errors import UsageError
-from decoupled.estimators.checks import checked_estimate
 from decoupled.learning.chain import Chain, ChainState, evaluate_chain, init_chain_state, unstack
+from decoupled.learning.examples import examples_of
 from decoupled.learning.fused import pieces_of, update_chain
-from decoupled.learning.module_update import Rules, backward, fit, forward, mean_over
+from decoupled.learning.module_update import Rules, backward, error_of, estimate_at, fit, forward, mean_of
 from decoupled.learning.stack import Stack, check_link, modules_of
 from decoupled.learning.state import (
     BoundaryMetrics,
@@ -22,8 +22,8 @@ from decoupled.learning.state import (
     ModuleState,
     ModuleStep,
 )
-from decoupled.losses import output_error
 from decoupled.types import Array, Estimator, Key, Loss, Module, PyTree
+from decoupled.weights import mean
 
 
 class Learner(NamedTuple):
@@ -31,22 +31,24 @@ class Learner(NamedTuple):
 
     Attributes:
       init: (key, x, y) -> LearnerState, from one example batch.
-      update: (state, x, y, key) -> (state, Metrics): every module, in one step.
+      update: (state, x, y, key, weight=None) -> (state, Metrics): every module, in one step. `weight` is
+        each example's, (batch,), with which every mean over examples is taken; one of weight 0 changes
+        nothing, whatever is in it (but batch statistics see that there is a row).
       predict: (state, x) -> output of the last module, in evaluation mode.
-      update_module: one function a module, (module_state, est_params, h_in, y, key, signal=None)
-        -> ModuleStep. `est_params` are those of the boundary above it (None for the last module);
-        `signal` is what that boundary's estimator reads beyond (h, y). It always updates: when to call
-        it is the caller's choice, whatever `update_probability` says of the fused step.
-      update_estimator: one function a boundary, (estimator_state, h, y, target)
+      update_module: one function a module, (module_state, est_params, h_in, y, key, signal=None,
+        weight=None) -> ModuleStep. `est_params` are those of the boundary above it (None for the last
+        module); `signal` is what that boundary's estimator reads beyond (h, y). It always updates: when to
+        call it is the caller's choice, whatever `update_probability` says of the fused step.
+      update_estimator: one function a boundary, (estimator_state, h, y, target, weight=None)
         -> (estimator_state, BoundaryMetrics | None). One with a loss of its own ignores `target`.
       chain: the modules and the estimators between them, as given.
       rules: how they learn.
       update_probability: of each module.
     """
 
-    init: Callable[[Key, Array, Array], LearnerState]
-    update: Callable[[LearnerState, Array, Array, Key], tuple[LearnerState, Metrics]]
-    predict: Callable[[LearnerState, Array], Array]
+    init: Callable[[Key, Any, Any], LearnerState]
+    update: Callable[..., tuple[LearnerState, Metrics]]
+    predict: Callable[[LearnerState, Any], Any]
     update_module: tuple[Callable[..., ModuleStep], ...]
     update_estimator: tuple[Callable[..., tuple[EstimatorState, BoundaryMetrics | None]], ...]
     chain: Chain
@@ -102,6 +104,7 @@ def make_learner(
     *,
     update_probability: float | Sequence[float] = 1.0,
     axis_name: str | None = None,
+    batch_axes: int = 1,
 ) -> Learner:
     """Builds the pure functions that train `modules`, decoupled by `estimators`.
 
@@ -117,6 +120,9 @@ def make_learner(
         (as does one with a loss of its own).
       axis_name: of a `pmap` or `shard_map` axis over which the batch is split; gradients, fitting
         statistics, mutable state and metrics are averaged over it.
+      batch_axes: leading axes that count examples: 1 for (batch, ...); 2 for (batch, time, ...), where
+        every token counts as one. Estimators and the loss then see tokens in one leading axis,
+        (batch * time, ...), modules what they are fed; `weight` is (batch, time).
 
     Raises:
       UsageError: the numbers of modules, estimators and probabilities do not go together, or one of them
@@ -127,15 +133,18 @@ def make_learner(
     check_optimizer("optimizer", optimizer)
     check_optimizer("estimator_optimizer", estimator_optimizer)
     probabilities = _check_chain(chain, update_probability)
-    rules = Rules(loss, optimizer, estimator_optimizer, axis_name)
+    rules = Rules(loss, optimizer, estimator_optimizer, axis_name, batch_axes)
     flat_modules, flat_estimators = chain.modules, chain.estimator_of_each
     names = tuple(f"boundary {i} (after {module.name})" for i, module in enumerate(flat_modules))
 
-    def init(key: Key, x: Array, y: Array) -> LearnerState:
+    def init(key: Key, x: PyTree, y: PyTree) -> LearnerState:
         parts = init_chain_state(rules, chain, key, x, y)
         return LearnerState(jnp.zeros((), jnp.int32), parts.modules, parts.estimators)
 
-    def update(state: LearnerState, x: Array, y: Array, key: Key) -> tuple[LearnerState, Metrics]:
+    def update(
+        state: LearnerState, x: PyTree, y: PyTree, key: Key, weight: Array | None = None
+    ) -> tuple[LearnerState, Metrics]:
+        x, examples = examples_of(x, y, weight, batch_axes)
         # Modules fold their own index into the key; the next number is free for the coins.
         coin_key = jax.random.fold_in(key, len(flat_modules))
         coins = jax.random.bernoulli(coin_key, jnp.asarray(probabilities), (len(probabilities),))
@@ -145,13 +154,13 @@ def make_learner(
 
         parts = ChainState(state.modules, state.estimators)
         always = state.step >= 0
-        result = update_chain(rules, chain, parts, x, y, key, always=always, active=active)
-        loss_now = mean_over(axis_name, jnp.mean(result.losses))
+        result = update_chain(rules, chain, parts, x, examples, key, always=always, active=active)
+        loss_now = mean_of(axis_name, mean(result.losses, examples.weight), examples.weight)
         metrics = Metrics(loss_now, result.h_out, result.boundaries)
         new = result.state
         return LearnerState(state.step + 1, new.modules, new.estimators), metrics
 
-    def predict(state: LearnerState, x: Array) -> Array:
+    def predict(state: LearnerState, x: PyTree) -> PyTree:
         # The key's value cannot matter: nothing is drawn in evaluation mode.
         return evaluate_chain(chain, state.modules, x, jax.random.key(0))
 
@@ -161,28 +170,36 @@ def make_learner(
         def update_module(
             module: ModuleState,
             est_params: PyTree,
-            h_in: Array,
-            y: Array,
+            h_in: PyTree,
+            y: PyTree,
             key: Key,
-            signal: Array | None = None,
+            signal: PyTree = None,
+            weight: Array | None = None,
         ) -> ModuleStep:
+            h_in, examples = examples_of(h_in, y, weight, batch_axes)
             passed = forward(
                 rules, flat_modules[i], module, h_in, jax.random.fold_in(key, i), lowest=i == 0
             )
             losses = None
             if last:
-                losses, grad_h_out = output_error(loss, passed.h_out, y)
+                losses, grad_h_out = error_of(rules, passed.h_out, examples)
             else:
-                grad_h_out = checked_estimate(
-                    names[i], flat_estimators[i], est_params, passed.h_out, y, signal
+                grad_h_out = estimate_at(
+                    rules, names[i], flat_estimators[i], est_params, passed.h_out, examples, signal
                 )
-            new, grad_h_in = backward(rules, module, passed, grad_h_out)
+            new, grad_h_in = backward(rules, module, passed, grad_h_out, examples.weight)
             return ModuleStep(new, passed.h_out, grad_h_in, losses)
 
         return update_module
 
     def estimator_update(i: int):
-        return lambda estimator, h, y, target: fit(rules, flat_estimators[i], estimator, h, y, target)
+        def update_estimator(
+            estimator: EstimatorState, h: PyTree, y: PyTree, target: PyTree, weight: Array | None = None
+        ) -> tuple[EstimatorState, BoundaryMetrics | None]:
+            (h, target), examples = examples_of((h, target), y, weight, batch_axes)
+            return fit(rules, flat_estimators[i], estimator, h, examples, target)
+
+        return update_estimator
 
     return Learner(
         init,

@@ -4,6 +4,7 @@ Whatever runs them (the fused step, a stack in a loop, a pipeline's stage, a wor
 differentiated on its own, so that no gradient can cross a boundary.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,9 +12,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from decoupled.estimators.checks import checked_estimate
 from decoupled.estimators.synthetic_gradient import power
+from decoupled.learning.examples import Examples
 from decoupled.learning.state import BoundaryMetrics, EstimatorState, ModuleState
+from decoupled.leaves import like, per_example, real_part, with_real_part
+from decoupled.losses import output_error
+from decoupled.precision import at_least_float32
 from decoupled.types import Array, Estimator, Key, Loss, Module, PyTree
+from decoupled.weights import as_cotangent, as_gradient, divided
 
 
 class Rules(NamedTuple):
@@ -24,12 +31,15 @@ class Rules(NamedTuple):
       optimizer: of modules.
       estimator_optimizer: of estimators, but for what these solve for themselves.
       axis_name: of a mapped axis over which the batch is split; None without one.
+      batch_axes: leading axes that count examples, to estimators and the loss: 1 for (batch, ...), 2 for
+        (batch, time, ...) where every token is one.
     """
 
     loss: Loss
     optimizer: optax.GradientTransformation
     estimator_optimizer: optax.GradientTransformation
     axis_name: str | None = None
+    batch_axes: int = 1
 
     def optimizer_of(self, estimator: Estimator) -> optax.GradientTransformation:
         """The one that moves an estimator's parameters."""
@@ -46,61 +56,125 @@ class Passed(NamedTuple):
     Attributes:
       h_out: its output, (batch, ...).
       state: its new mutable state.
-      pullback: grad_h_out -> (grad_params,) or (grad_params, grad_h_in).
+      pullback: grad_h_out -> (grad_params,) or (grad_params, grad_h_in), of the real parts.
     """
 
-    h_out: Array
+    h_out: PyTree
     state: PyTree
-    pullback: Callable[[Array], tuple[Any, ...]]
+    pullback: Callable[[PyTree], tuple[Any, ...]]
 
 
-def forward(rules: Rules, module: Module, state: ModuleState, h: Array, key: Key, lowest: bool) -> Passed:
+def forward(rules: Rules, module: Module, state: ModuleState, h: PyTree, key: Key, lowest: bool) -> Passed:
     """Runs a module.
 
     Args:
       key: the module's own; folded with the device's place on the mapped axis.
-      lowest: nothing is below, so x may be integers and its gradient would be wasted.
+      lowest: nothing is below, so the gradient of x would be wasted.
     """
     if rules.axis_name is not None:
         key = jax.random.fold_in(key, jax.lax.axis_index(rules.axis_name))
     params = _vary_over(rules.axis_name, state.params)
 
-    def run(params: PyTree, h: Array) -> tuple[Array, PyTree]:
-        return module.apply(params, state.state, h, key, True)
+    def run(params: PyTree, real: PyTree) -> tuple[PyTree, tuple[PyTree, PyTree]]:
+        h_out, new_state = module.apply(params, state.state, with_real_part(h, real), key, True)
+        return real_part(h_out), (h_out, new_state)
 
+    real = real_part(h)
     if lowest:
-        h_out, pullback, new_state = jax.vjp(lambda p: run(p, h), params, has_aux=True)
+        _, pullback, (h_out, new_state) = jax.vjp(lambda p: run(p, real), params, has_aux=True)
     else:
-        h_out, pullback, new_state = jax.vjp(run, params, h, has_aux=True)
+        _, pullback, (h_out, new_state) = jax.vjp(run, params, real, has_aux=True)
     return Passed(h_out, new_state, pullback)
 
 
 def backward(
-    rules: Rules, state: ModuleState, passed: Passed, grad_h_out: Array
-) -> tuple[ModuleState, Array | None]:
-    """Own backward and own update; returns the module's new state and grad_h_in (None for the lowest)."""
-    grad_params, *grad_h_in = passed.pullback(grad_h_out)
+    rules: Rules, state: ModuleState, passed: Passed, grad_h_out: PyTree, weight: Array | None = None
+) -> tuple[ModuleState, PyTree]:
+    """Own backward and own update; returns the module's new state and grad_h_in (None for the lowest).
+
+    Args:
+      grad_h_out: per-example gradient of the real part of its output, zero where an example does not count.
+      weight: of examples, in one axis; None: all count alike.
+    """
+    cotangent = by_rows(rules, as_cotangent, grad_h_out, weight)
+    grad_params, *grad_h_in = passed.pullback(cotangent)
     # The only division by the batch: per-example gradients become the gradient of a mean.
-    batch = grad_h_out.shape[0]
-    grad_params = mean_over(rules.axis_name, jax.tree.map(lambda g: g / batch, grad_params))
+    if weight is None:
+        batch = math.prod(jax.tree.leaves(grad_h_out)[0].shape[: rules.batch_axes])
+        grad_params = mean_over(rules.axis_name, jax.tree.map(lambda g: g / batch, grad_params))
+    else:
+        grad_params = _divided_over(rules.axis_name, grad_params, at_least_float32(weight).sum())
     updates, opt_state = rules.optimizer.update(grad_params, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     new_state = mean_over(rules.axis_name, passed.state)
-    return ModuleState(params, new_state, opt_state), *(grad_h_in or [None])
+    below = None if not grad_h_in else by_rows(rules, as_gradient, grad_h_in[0], weight)
+    return ModuleState(params, new_state, opt_state), below
+
+
+def by_rows(
+    rules: Rules, scale: Callable[[PyTree, Array | None], PyTree], gradient: PyTree, weight: Array | None
+) -> PyTree:
+    """A gradient scaled example by example, in the shape it has."""
+    return like(scale(per_example(gradient, rules.batch_axes), weight), gradient)
+
+
+def estimate_at(
+    rules: Rules,
+    where: str,
+    spec: Estimator,
+    est_params: PyTree,
+    h: PyTree,
+    examples: Examples,
+    signal: PyTree,
+) -> PyTree:
+    """An estimate for the real part of an activation, once what it is made of has been checked.
+
+    Args:
+      where: how to call the boundary.
+      signal: what the estimator reads beyond (h, y).
+    """
+    real = real_part(h)
+    rows, signal = per_example((real, signal), rules.batch_axes)
+    estimate = checked_estimate(where, spec, est_params, rows, examples.y, signal, examples.weight)
+    return like(estimate, real)
+
+
+def error_of(rules: Rules, output: PyTree, examples: Examples) -> tuple[Array, PyTree]:
+    """The losses of all examples, in one axis, and the output error, shape of the output's real part."""
+    rows = per_example(output, rules.batch_axes)
+    losses, error = output_error(rules.loss, rows, examples.y, examples.weight)
+    return losses, like(error, real_part(output))
 
 
 def fit(
-    rules: Rules, spec: Estimator, estimator: EstimatorState, h: Array, y: Array, target: Any
+    rules: Rules,
+    spec: Estimator,
+    estimator: EstimatorState,
+    h: PyTree,
+    examples: Examples,
+    target: PyTree,
 ) -> tuple[EstimatorState, BoundaryMetrics | None]:
-    """Moves an estimator towards `target`, or down a loss of its own."""
+    """Moves an estimator towards `target`, or down a loss of its own.
+
+    Args:
+      h: an activation.
+      target: a per-example gradient of its real part.
+    """
     if spec.training_gradient is None:
         return estimator, None
     est_params = _vary_over(rules.axis_name, estimator.params)
-    fit_loss, gradient = mean_over(rules.axis_name, spec.training_gradient(est_params, h, y, target))
+    h, target = per_example((real_part(h), target), rules.batch_axes)
+    weight = examples.weight
+    weights_too = () if weight is None else (weight,)
+    means = spec.training_gradient(est_params, h, examples.y, target, *weights_too)
+    fit_loss, gradient = mean_of(rules.axis_name, means, weight)
     tx = rules.optimizer_of(spec)
     updates, opt_state = tx.update(gradient, estimator.opt_state, estimator.params)
     params = optax.apply_updates(estimator.params, updates)
-    target_power = None if spec.own_loss else mean_over(rules.axis_name, power(target))
+    target_power = None
+    if not spec.own_loss:
+        powers = [power(leaf, weight) for leaf in jax.tree.leaves(target)]
+        target_power = mean_of(rules.axis_name, sum(powers), weight)
     return EstimatorState(params, opt_state), BoundaryMetrics(fit_loss, target_power)
 
 
@@ -149,6 +223,21 @@ def mean_over(axis_name: str | None, tree: PyTree) -> PyTree:
         return jax.lax.pmean(leaf, axis_name) if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf
 
     return jax.tree.map(mean, tree)
+
+
+def mean_of(axis_name: str | None, means: PyTree, weight: Array | None) -> PyTree:
+    """Means over the examples of all devices, from those over the examples of each."""
+    if weight is None or axis_name is None:
+        return mean_over(axis_name, means)
+    total = at_least_float32(weight).sum()
+    return _divided_over(axis_name, jax.tree.map(lambda m: m * total.astype(m.dtype), means), total)
+
+
+def _divided_over(axis_name: str | None, sums: PyTree, number: Array) -> PyTree:
+    """Sums divided by a number, both added up over a mapped axis; zero where that number is."""
+    if axis_name is not None:
+        sums, number = jax.lax.psum((sums, number), axis_name)
+    return jax.tree.map(lambda s: divided(s, number.astype(s.dtype)), sums)
 
 
 def _vary_over(axis_name: str | None, tree: PyTree) -> PyTree:

@@ -65,18 +65,25 @@ def modules_of(link: Module | Stack) -> tuple[Module, ...]:
     return link.modules if isinstance(link, Stack) else (link,)
 
 
-def check_block(stack: Stack, variables: PyTree, h: Array) -> None:
+def check_block(stack: Stack, variables: PyTree, h: PyTree) -> None:
     """That blocks can be stacked on inputs like `h`.
 
     Raises:
       UsageError: a block's output has another shape than its input.
     """
-    out = like_output(stack.block, variables, h)
-    if out.shape != h.shape or out.dtype != h.dtype:
+    made, fed = _text(like_output(stack.block, variables, h)), _text(h)
+    if made != fed:
         raise UsageError(
-            f"{stack.name} cannot be a stack: a block makes {out.dtype}{list(out.shape)} of"
-            f" {h.dtype}{list(h.shape)}; put the module that changes the shape below the stack"
+            f"{stack.name} cannot be a stack: a block makes {made} of {fed}; put the module that changes"
+            " the shape below the stack"
         )
+
+
+def _text(h: PyTree) -> str:
+    """Shapes and types of an activation."""
+    leaves, structure = jax.tree.flatten(h)
+    texts = [f"{leaf.dtype}{list(leaf.shape)}" for leaf in leaves]
+    return texts[0] if structure == jax.tree.structure(0) else f"{structure.unflatten(texts)}"
 
 
 def take(stacked: PyTree, i: Array | int) -> PyTree:

@@ -47,13 +47,13 @@ class Metrics(NamedTuple):
     """What one update saw, before it changed anything.
 
     Attributes:
-      loss: scalar, mean over the batch.
+      loss: scalar, mean over the examples, by their weights.
       output: of the last module, (batch, ...).
       boundaries: one entry a boundary; None where the estimator is not trained.
     """
 
     loss: Array
-    output: Array
+    output: PyTree
     boundaries: tuple[BoundaryMetrics | None, ...]
 
 
@@ -63,11 +63,11 @@ class ModuleStep(NamedTuple):
     Attributes:
       module: its new state.
       h_out: what it feeds the module above, (batch, ...).
-      grad_h_in: the target for the estimator below, shape of h_in; None for the first module.
+      grad_h_in: the target for the estimator below, shape of h_in's real part; None for the first module.
       losses: one an example, (batch,), from the last module; None from the others.
     """
 
     module: ModuleState
-    h_out: Array
-    grad_h_in: Array | None
+    h_out: PyTree
+    grad_h_in: PyTree
     losses: Array | None

@@ -12,11 +12,10 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from decoupled.estimators.checks import checked_estimate
 from decoupled.learning.chain import Chain, ChainState
-from decoupled.learning.module_update import Passed, Rules, backward, fit, forward
+from decoupled.learning.examples import Examples
+from decoupled.learning.module_update import Passed, Rules, backward, error_of, estimate_at, fit, forward
 from decoupled.learning.state import BoundaryMetrics
-from decoupled.losses import output_error
 from decoupled.types import Array, Key, PyTree, Reads
 
 # Index of a module in the network -> whether it takes part in this step; None: it always does.
@@ -30,54 +29,63 @@ class ChainStep(NamedTuple):
       state: new states.
       h_out: output of the highest link, (batch, ...).
       grad_h_in: target for the estimator below the chain; None where nothing is below.
-      losses: one an example, (batch,); None where an estimator stands above the highest link.
+      losses: one an example, in one axis; None where an estimator stands above the highest link.
       boundaries: one entry for each of `Chain.estimators`: the metrics of its fit, if there was one.
       below: the same for `Chain.below`.
     """
 
     state: ChainState
-    h_out: Array
-    grad_h_in: Array | None
+    h_out: PyTree
+    grad_h_in: PyTree
     losses: Any
     boundaries: tuple[BoundaryMetrics | None, ...]
     below: BoundaryMetrics | None
 
 
 def walk(
-    rules: Rules, chain: Chain, state: ChainState, h: Array, y: Array, key: Key, active: Active
+    rules: Rules,
+    chain: Chain,
+    state: ChainState,
+    h: PyTree,
+    examples: Examples,
+    key: Key,
+    active: Active,
 ) -> ChainStep:
     """Updates every module of a chain without stacks, and every estimator that a target reaches.
 
     Args:
-      h, y: what the lowest link is fed, and the labels.
+      h: what the lowest link is fed, with stand-ins for examples that do not count.
+      examples: what is told of them.
       key: of the step; every module folds its index in the network into it.
       active: which modules take part. The estimator below a module that does not sits out with it.
     """
     links, specs, offsets = chain.modules, chain.estimators, chain.offsets
     modules, estimators, below = list(state.modules), list(state.estimators), state.below
     boundaries: list[BoundaryMetrics | None] = [None] * len(specs)
-    h_ins: list[Array] = []
+    h_ins: list[PyTree] = []
     waiting: dict[int, Passed] = {}
     grad_h_in = losses = below_metrics = None
 
-    def estimate(k: int, h: Array, signal: Array | None) -> Array:
+    def estimate(k: int, h: PyTree, signal: PyTree) -> PyTree:
         est_params = state.estimators[k].params  # as they were before the step
-        return checked_estimate(chain.where(k), specs[k], est_params, h, y, signal)
+        return estimate_at(rules, chain.where(k), specs[k], est_params, h, examples, signal)
 
-    def settle(k: int, grad_h_out: Array) -> None:
+    def settle(k: int, grad_h_out: PyTree) -> None:
         """Updates module k, fits the estimator below, and goes on with what waited for its gradient."""
         nonlocal grad_h_in, below, below_metrics
         while True:
             taking_part = active(offsets[k])
-            new, grad = backward(rules, modules[k], waiting.pop(k), grad_h_out)
+            new, grad = backward(rules, modules[k], waiting.pop(k), grad_h_out, examples.weight)
             modules[k] = _chosen(taking_part, new, modules[k])
             if k == 0:
                 grad_h_in = grad
                 if chain.below is not None and below is not None:
-                    fitted, below_metrics = fit(rules, chain.below, below, h_ins[0], y, grad)
+                    fitted, below_metrics = fit(rules, chain.below, below, h_ins[0], examples, grad)
                     below = _chosen(taking_part, fitted, below)
                 return
-            fitted, boundaries[k - 1] = fit(rules, specs[k - 1], estimators[k - 1], h_ins[k], y, grad)
+            fitted, boundaries[k - 1] = fit(
+                rules, specs[k - 1], estimators[k - 1], h_ins[k], examples, grad
+            )
             estimators[k - 1] = _chosen(taking_part, fitted, estimators[k - 1])
             if specs[k - 1].reads is not Reads.INCOMING:
                 return
@@ -93,7 +101,7 @@ def walk(
         if k < len(specs) and specs[k].reads is Reads.NOTHING:
             settle(k, estimate(k, h, None))
     if len(specs) < len(links):
-        losses, error = output_error(rules.loss, h, y)
+        losses, error = error_of(rules, h, examples)
         settle(len(links) - 1, error)
         for k in reversed(range(len(specs))):
             if specs[k].reads is Reads.ERROR:

@@ -87,19 +87,10 @@ def init_chain(modules: Sequence[Module], key: Key, h: Array) -> list[ModuleVari
     return variables
 
 
-def like_output(module: Module, variables: ModuleVariables, h: Array) -> Array:
-    """Zeros of the shape and dtype of the module's output for an input batch `h`.
-
-    Raises:
-      UsageError: the module does not give one array.
-    """
+def like_output(module: Module, variables: ModuleVariables, h: PyTree) -> PyTree:
+    """Zeros of the shapes and dtypes of the module's output for an input batch `h`."""
     # The key's value cannot matter: only shapes are traced, in evaluation mode.
     out, _ = jax.eval_shape(
         lambda v: module.apply(v.params, v.state, h, jax.random.key(0), False), variables
     )
-    if not hasattr(out, "shape"):
-        raise UsageError(
-            f"module {module.name} gives a {type(out).__name__} of {len(jax.tree.leaves(out))} arrays, but"
-            " each module of a chain maps one array to one: return one of them, or join them to one"
-        )
-    return jnp.zeros(out.shape, out.dtype)
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), out)

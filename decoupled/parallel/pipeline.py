@@ -21,12 +21,14 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from decoupled.errors import UsageError
 from decoupled.learning.chain import Chain, ChainState
+from decoupled.learning.examples import Examples, examples_of
 from decoupled.learning.fused import update_chain
 from decoupled.learning.learner import Learner
 from decoupled.learning.module_update import no_metrics
 from decoupled.learning.state import BoundaryMetrics, LearnerState
 from decoupled.parallel.stages import cut_into_stages, fit_top, join_states, split_state
 from decoupled.types import Array, Key, PyTree
+from decoupled.weights import mean
 
 
 class Batch(NamedTuple):
@@ -35,13 +37,13 @@ class Batch(NamedTuple):
     Attributes:
       number: counted from 0 as it was fed.
       h: what the stage is fed, or has made of it; (batch, ...).
-      y: its labels.
+      examples: what is told of its examples.
       key: of its step, as `Learner.update` takes it.
     """
 
     number: int
-    h: Array
-    y: Array
+    h: PyTree
+    examples: Examples
     key: Key
 
 
@@ -60,7 +62,7 @@ class StageState(NamedTuple):
     totals: "StageTotals"
     inbox: Batch | None
     sent: tuple[Batch, ...]
-    target: tuple[int, Array] | None
+    target: tuple[int, PyTree] | None
 
 
 class StageTotals(NamedTuple):
@@ -87,15 +89,15 @@ class Pipeline(NamedTuple):
 
     Attributes:
       start: (LearnerState, x, y) -> PipelineState: puts every stage on its devices, from one example batch.
-      tick: (state, x, y, key) -> state: feeds a minibatch, and runs every stage that has one.
+      tick: (state, x, y, key, weight=None) -> state: feeds a minibatch, and runs every stage that has one.
       drain: state -> state: ticks without feeding, until every minibatch has gone all the way.
       join: state -> LearnerState, on the devices of the lowest stage.
       take_totals: state -> (totals of each stage, state with totals of zero).
       stages: the pieces of the chain.
     """
 
-    start: Callable[[LearnerState, Array, Array], PipelineState]
-    tick: Callable[[PipelineState, Array, Array, Key], PipelineState]
+    start: Callable[[LearnerState, Any, Any], PipelineState]
+    tick: Callable[..., PipelineState]
     drain: Callable[[PipelineState], PipelineState]
     join: Callable[[PipelineState], LearnerState]
     take_totals: Callable[[PipelineState], tuple[tuple[StageTotals, ...], PipelineState]]
@@ -118,14 +120,14 @@ def make_mesh(num_stages: int, devices: Sequence[jax.Device] | None = None) -> M
     return Mesh(grid, ("data", "stage"), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
-def mean_loss(losses: Array, output: Array, y: Array) -> Array:
+def mean_loss(losses: Array, output: PyTree, examples: Examples) -> Array:
     """The default of `measure`."""
-    del output, y
-    return jnp.mean(losses)
+    del output
+    return mean(losses, examples.weight)
 
 
 def make_pipeline(
-    learner: Learner, mesh: Mesh, measure: Callable[[Array, Array, Array], PyTree] = mean_loss
+    learner: Learner, mesh: Mesh, measure: Callable[[Array, Any, Examples], PyTree] = mean_loss
 ) -> Pipeline:
     """Cuts a learner's chain into as many stages as the mesh has.
 
@@ -134,7 +136,7 @@ def make_pipeline(
     Args:
       learner: made without `axis_name`. Between stages its estimators must read nothing.
       mesh: with axes "data" (over which every batch is split) and "stage".
-      measure: (losses, output, y) -> numbers to be summed, in the highest stage.
+      measure: (losses, output, examples) -> numbers to be summed, in the highest stage.
 
     Raises:
       UsageError: there are fewer modules than stages, an estimator between stages would have to wait, or
@@ -154,13 +156,16 @@ def make_pipeline(
 
     def send(batch: Batch, s: int) -> Batch:
         """Moves a minibatch to the devices of stage s."""
-        h, y = jax.device_put((batch.h, batch.y), split[s])
-        return Batch(batch.number, h, y, jax.device_put(batch.key, whole[s]))
+        h, examples = jax.device_put((batch.h, batch.examples), split[s])
+        return Batch(batch.number, h, examples, jax.device_put(batch.key, whole[s]))
 
-    def start(state: LearnerState, x: Array, y: Array) -> PipelineState:
+    told = jax.jit(examples_of, static_argnums=3)
+
+    def start(state: LearnerState, x: PyTree, y: PyTree) -> PipelineState:
         placed, h, key = [], x, jax.random.key(0)
+        examples = told(x, y, None, learner.rules.batch_axes)[1]
         for s, chain in enumerate(split_state(stages, state)):
-            arguments = (chain, _zero_totals(stages[s], None), h, y, key, np.int32(0))
+            arguments = (chain, _zero_totals(stages[s], None), h, examples, key, np.int32(0))
             _, totals, h, _ = jax.eval_shape(update[s], *arguments)
             zeros = _zero_totals(stages[s], totals.measured)
             # Copied, since stages donate what they are given, and the caller may still need it.
@@ -169,18 +174,19 @@ def make_pipeline(
             placed.append(StageState(chain, zeros, None, (), None))
         return PipelineState(tuple(placed), 0)
 
-    def run(stage: StageState, s: int) -> tuple[StageState, Batch | None, tuple[int, Array] | None]:
+    def run(stage: StageState, s: int) -> tuple[StageState, Batch | None, tuple[int, PyTree] | None]:
         """One stage's part of a tick; returns what moves on and what moves back."""
         chain, totals, batch, sent, target = stage
         if target is not None:
             number, grad_h = target
             (fitted_to,) = (b for b in sent if b.number == number)
-            chain, totals = fit[s](chain, totals, fitted_to.h, fitted_to.y, grad_h)
+            chain, totals = fit[s](chain, totals, fitted_to.h, fitted_to.examples, grad_h)
             sent = tuple(b for b in sent if b.number > number)
         if batch is None:
             return StageState(chain, totals, None, sent, None), None, None
         number = np.int32(batch.number)
-        chain, totals, h_out, grad_h_in = update[s](chain, totals, batch.h, batch.y, batch.key, number)
+        arguments = (chain, totals, batch.h, batch.examples, batch.key, number)
+        chain, totals, h_out, grad_h_in = update[s](*arguments)
         if s == top:
             return StageState(chain, totals, None, (), None), None, (batch.number, grad_h_in)
         up = batch._replace(h=h_out)
@@ -199,8 +205,11 @@ def make_pipeline(
                 moved[s - 1] = moved[s - 1]._replace(target=target)
         return state._replace(stages=tuple(moved))
 
-    def tick(state: PipelineState, x: Array, y: Array, key: Key) -> PipelineState:
-        lowest = state.stages[0]._replace(inbox=send(Batch(state.fed, x, y, key), 0))
+    def tick(
+        state: PipelineState, x: PyTree, y: PyTree, key: Key, weight: Array | None = None
+    ) -> PipelineState:
+        x, examples = told(x, y, weight, learner.rules.batch_axes)
+        lowest = state.stages[0]._replace(inbox=send(Batch(state.fed, x, examples, key), 0))
         return move(PipelineState((lowest, *state.stages[1:]), state.fed + 1))
 
     def drain(state: PipelineState) -> PipelineState:
@@ -225,21 +234,23 @@ def make_pipeline(
 
 
 def _stage_update(learner: Learner, stage: Chain, measure: Callable | None) -> Callable:
-    """(chain, totals, h, y, key, number) -> (chain, totals, h_out, grad_h_in), jitted, in place."""
+    """(chain, totals, h, examples, key, number) -> (chain, totals, h_out, grad_h_in), jitted, in place."""
 
-    def update(chain: ChainState, totals: StageTotals, h: Array, y: Array, key: Key, number: Array) -> Any:
-        result = update_chain(learner.rules, stage, chain, h, y, key, always=number >= 0)
-        new = StageTotals(measure and measure(result.losses, result.h_out, y), result.boundaries)
+    def update(
+        chain: ChainState, totals: StageTotals, h: PyTree, examples: Examples, key: Key, number: Array
+    ) -> Any:
+        result = update_chain(learner.rules, stage, chain, h, examples, key, always=number >= 0)
+        new = StageTotals(measure and measure(result.losses, result.h_out, examples), result.boundaries)
         return result.state, _add(totals, new), result.h_out, result.grad_h_in
 
     return jax.jit(update, donate_argnums=(0, 1))
 
 
 def _stage_fit(learner: Learner, stage: Chain) -> Callable:
-    """(chain, totals, h, y, target) -> (chain, totals): fits the estimator on top, jitted, in place."""
+    """(chain, totals, h, examples, target) -> (chain, totals): fits the top estimator, jitted, in place."""
 
-    def fit(chain: ChainState, totals: StageTotals, h: Array, y: Array, target: Array) -> Any:
-        chain, metrics = fit_top(learner.rules, stage, chain, h, y, target)
+    def fit(chain: ChainState, totals: StageTotals, h: PyTree, examples: Examples, target: PyTree) -> Any:
+        chain, metrics = fit_top(learner.rules, stage, chain, h, examples, target)
         others = (None,) * (len(stage.estimators) - 1)
         return chain, _add(totals, StageTotals(None, (*others, metrics)))
 

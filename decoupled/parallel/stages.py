@@ -11,10 +11,11 @@ from collections.abc import Sequence
 
 from decoupled.errors import UsageError
 from decoupled.learning.chain import Chain, ChainState
+from decoupled.learning.examples import Examples
 from decoupled.learning.module_update import Rules, fit
 from decoupled.learning.stack import Stack
 from decoupled.learning.state import BoundaryMetrics, LearnerState
-from decoupled.types import Array, Reads
+from decoupled.types import Array, PyTree, Reads
 
 
 def cut_into_stages(chain: Chain, num_stages: int) -> tuple[Chain, ...]:
@@ -68,14 +69,14 @@ def join_states(step: Array, states: Sequence[ChainState]) -> LearnerState:
 
 
 def fit_top(
-    rules: Rules, stage: Chain, state: ChainState, h: Array, y: Array, target: Array
+    rules: Rules, stage: Chain, state: ChainState, h: PyTree, examples: Examples, target: PyTree
 ) -> tuple[ChainState, BoundaryMetrics | None]:
     """Fits the estimator above a stage to the target that has come down for an earlier minibatch.
 
     Args:
-      h, y: output of the stage, and labels, when it saw that minibatch.
+      h: output of the stage when it saw that minibatch, whose `examples` these are.
       target: grad_h_in that the stage above computed for it, shape of h.
     """
     *others, top = state.estimators
-    fitted, metrics = fit(rules, stage.estimators[-1], top, h, y, target)
+    fitted, metrics = fit(rules, stage.estimators[-1], top, h, examples, target)
     return state._replace(estimators=(*others, fitted)), metrics

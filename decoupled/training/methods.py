@@ -24,7 +24,8 @@ def _is_method(maker: Callable) -> bool:
     signature = inspect.signature(maker)
     known = {"num_outputs", "num_classes", "context", "estimator"}
     required = {p.name for p in signature.parameters.values() if p.default is p.empty}
-    return signature.return_annotation is Estimator and required <= known
+    lifts = (estimators.joined, estimators.each)
+    return signature.return_annotation is Estimator and required <= known and maker not in lifts
 
 
 def make_estimator(name: str, num_classes: int, context: Context, **options: Any) -> Estimator:

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from decoupled.data import Preprocess
 from decoupled.learning.dispatch import dispatched
+from decoupled.learning.examples import Examples
 from decoupled.learning.learner import Learner
 from decoupled.learning.state import LearnerState
 from decoupled.parallel.pipeline import PipelineState, make_pipeline
@@ -99,8 +100,8 @@ def _on_whole_batches(devices: int, step: Any) -> Execution:
     )
 
 
-def _loss_and_accuracy(losses: Array, output: Array, y: Array) -> tuple[Array, Array, Array]:
-    return jnp.ones(()), jnp.mean(losses), jnp.mean(output.argmax(-1) == y)
+def _loss_and_accuracy(losses: Array, output: Array, examples: Examples) -> tuple[Array, Array, Array]:
+    return jnp.ones(()), jnp.mean(losses), jnp.mean(output.argmax(-1) == examples.y)
 
 
 def _totals_of(state: PipelineState) -> Totals:

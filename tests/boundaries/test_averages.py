@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 import decoupled
 from decoupled import estimators
+from decoupled.learning.examples import Examples
 from decoupled.learning.module_update import Rules, fit
 from decoupled.learning.state import EstimatorState
 from tests import helpers
@@ -82,7 +83,7 @@ def chained(name):
         est_params["teacher"] = jax.tree.map(lambda leaf: 1.5 * leaf + 0.3, est_params["teacher"])
     rules = Rules(decoupled.losses.softmax_cross_entropy, optax.sgd(0.0), optax.sgd(RATE))
     start = lambda: EstimatorState(est_params, rules.optimizer_of(sg).init(est_params))  # noqa: E731
-    return est_params, jax.jit(lambda: fit(rules, sg, start(), h, y, h)[0].params)()
+    return est_params, jax.jit(lambda: fit(rules, sg, start(), h, Examples(y), h)[0].params)()
 
 
 @pytest.mark.parametrize("way", WAYS)
