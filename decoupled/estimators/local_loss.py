@@ -70,7 +70,11 @@ def from_local_loss(
         est_params: PyTree, h: Array, y: Array, signal: Array | None = None, weight: Array | None = None
     ) -> Array:
         del signal
-        return jax.grad(lambda h: losses(est_params, h, y, weight).sum())(h)
+        if weight is None:
+            return jax.grad(lambda h: losses(est_params, h, y, None).sum())(h)
+        # Only where examples look at one another does it matter how often each of them counts.
+        total = jax.grad(lambda h: (weight * losses(est_params, h, y, weight)).sum())(h)
+        return weights.as_gradient(total, weight)
 
     def training_gradient(
         est_params: PyTree,
