@@ -72,12 +72,17 @@ def zeroed(tree: PyTree, weight: Array | None) -> PyTree:
 def stand_in(tree: PyTree, weight: Array | None) -> PyTree:
     """The first example that counts in the place of each that does not, so that nothing of these is read.
 
-    Zeros would not do: a length of zero, or a mask that masks all, has gradients that are not numbers.
+    Zeros would not do: a length of zero, or a mask that masks all, has gradients that are not numbers. They
+    are taken where no example counts at all.
     """
     if weight is None:
         return tree
-    first = jnp.argmax(weight != 0)
-    return chosen(weight, tree, jax.tree.map(lambda leaf: leaf[first][None], tree))
+    first, some = jnp.argmax(weight != 0), (weight != 0).any()
+
+    def copied(leaf: Array) -> Array:
+        return jnp.where(some, leaf[first], jnp.zeros_like(leaf[first]))[None]
+
+    return chosen(weight, tree, jax.tree.map(copied, tree))
 
 
 def _scaled(tree: PyTree, weight: Array | None, scale) -> PyTree:

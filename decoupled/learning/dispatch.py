@@ -13,7 +13,7 @@ import numpy as np
 
 from decoupled.errors import UsageError
 from decoupled.learning.chain import Chain, ChainState
-from decoupled.learning.examples import Examples, examples_of
+from decoupled.learning.examples import Examples, examples_outside
 from decoupled.learning.fused import pieces_of, run_pieces
 from decoupled.learning.learner import Learner
 from decoupled.learning.stack import Stack
@@ -56,13 +56,12 @@ def dispatched(
             programs[signature] = jax.jit(run, donate_argnums=0)
         return programs[signature]
 
-    told = jax.jit(examples_of, static_argnums=3)
     mean_loss = jax.jit(lambda losses, weight: mean(losses, weight))
 
     def update(
         state: LearnerState, x: PyTree, y: PyTree, key: Key, weight: Array | None = None
     ) -> tuple[LearnerState, Metrics]:
-        x, examples = told(x, y, weight, learner.rules.batch_axes)
+        x, examples = examples_outside(x, y, weight, learner.rules.batch_axes)
 
         def run(piece: Chain, state: ChainState, h: PyTree) -> ChainStep:
             return program_of(piece)(state, np.int32(piece.first), h, examples, key)

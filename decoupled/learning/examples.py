@@ -49,3 +49,13 @@ def _tokens_zeroed(x: PyTree, weight: Array) -> PyTree:
         return weights.zeroed(leaf, weight) if counted else leaf
 
     return jax.tree.map(zeroed, x)
+
+
+_compiled = jax.jit(examples_of, static_argnums=3)
+
+
+def examples_outside(
+    x: PyTree, y: PyTree, weight: Array | None, batch_axes: int
+) -> tuple[PyTree, Examples]:
+    """`examples_of` where nothing is being traced: compiled if there is anything to compute."""
+    return (examples_of if weight is None else _compiled)(x, y, weight, batch_axes)

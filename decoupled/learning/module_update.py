@@ -236,6 +236,8 @@ def mean_of(axis_name: str | None, means: PyTree, weight: Array | None) -> PyTre
 def _divided_over(axis_name: str | None, sums: PyTree, number: Array) -> PyTree:
     """Sums divided by a number, both added up over a mapped axis; zero where that number is."""
     if axis_name is not None:
+        # A device on which nothing counts may have computed anything.
+        sums = jax.tree.map(lambda s: jnp.where(number == 0, 0, s), sums)
         sums, number = jax.lax.psum((sums, number), axis_name)
     return jax.tree.map(lambda s: divided(s, number.astype(s.dtype)), sums)
 

@@ -21,7 +21,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from decoupled.errors import UsageError
 from decoupled.learning.chain import Chain, ChainState
-from decoupled.learning.examples import Examples, examples_of
+from decoupled.learning.examples import Examples, examples_of, examples_outside
 from decoupled.learning.fused import update_chain
 from decoupled.learning.learner import Learner
 from decoupled.learning.module_update import no_metrics
@@ -159,11 +159,9 @@ def make_pipeline(
         h, examples = jax.device_put((batch.h, batch.examples), split[s])
         return Batch(batch.number, h, examples, jax.device_put(batch.key, whole[s]))
 
-    told = jax.jit(examples_of, static_argnums=3)
-
     def start(state: LearnerState, x: PyTree, y: PyTree) -> PipelineState:
         placed, h, key = [], x, jax.random.key(0)
-        examples = told(x, y, None, learner.rules.batch_axes)[1]
+        examples = examples_of(x, y, None, learner.rules.batch_axes)[1]
         for s, chain in enumerate(split_state(stages, state)):
             arguments = (chain, _zero_totals(stages[s], None), h, examples, key, np.int32(0))
             _, totals, h, _ = jax.eval_shape(update[s], *arguments)
@@ -208,7 +206,7 @@ def make_pipeline(
     def tick(
         state: PipelineState, x: PyTree, y: PyTree, key: Key, weight: Array | None = None
     ) -> PipelineState:
-        x, examples = told(x, y, weight, learner.rules.batch_axes)
+        x, examples = examples_outside(x, y, weight, learner.rules.batch_axes)
         lowest = state.stages[0]._replace(inbox=send(Batch(state.fed, x, examples, key), 0))
         return move(PipelineState((lowest, *state.stages[1:]), state.fed + 1))
 

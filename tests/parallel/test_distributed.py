@@ -15,7 +15,7 @@ import pytest
 
 import decoupled
 from configs import digits
-from decoupled import distributed
+from decoupled.parallel import distributed
 from decoupled.parallel.distributed import check_address
 from decoupled.training import Workdir, read_metrics, train_and_evaluate
 from decoupled.training.builder import build

@@ -70,6 +70,22 @@ def test_pmap(case):
         assert_same(jax.tree.map(lambda leaf, d=device: leaf[d], result), expected)
 
 
+@pytest.mark.parametrize("name", ["linear", "recursive_least_squares"])
+def test_weights_are_added_up_over_devices(name):
+    """Those of one device may all be 0, and what is there no numbers."""
+    x, y = helpers.batch(size=8)
+    weight = jax.numpy.asarray([1.0, 0, 3, 2, 0, 0, 0, 0])
+    x = jax.numpy.where(weight[:, None] == 0, jax.numpy.nan, x)
+    learner = helpers.make_learner(helpers.mlp_modules(), METHODS[name], est_rate=0.1, axis_name="data")
+    alone = helpers.make_learner(helpers.mlp_modules(), METHODS[name], est_rate=0.1)
+    state = helpers.noisy(alone.init(jax.random.key(0), *helpers.batch(size=8)))
+    expected = jax.jit(alone.update)(state, x, y, KEY, weight)
+    update = jax.pmap(learner.update, axis_name="data", in_axes=(None, 0, 0, None, 0))
+    result = update(state, x.reshape(2, 4, 5), y.reshape(2, 4), KEY, weight.reshape(2, 4))
+    for device in range(2):
+        assert_same(jax.tree.map(lambda leaf, d=device: leaf[d], result), expected)
+
+
 def test_update_coins_fall_alike_on_all_devices():
     """Were they drawn per device, replicas would drift apart."""
     x, y = helpers.batch(size=8)

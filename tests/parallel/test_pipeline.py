@@ -110,6 +110,21 @@ def test_one_stage_over_two_devices_is_the_fused_update():
     np.testing.assert_allclose(totals.measured, sum(losses), rtol=1e-4)
 
 
+def test_weights_go_along():
+    """One stage does what the fused update does; of two, the upper one sees the same weights."""
+    learner, state = problem("linear")
+    ((x, y), *_), weight = batches(), jnp.asarray([1.0, 0, 2, 1, 0, 0, 1, 3])
+    spoiled = jnp.where(weight[:, None] == 0, jnp.nan, x)
+    expected, metrics = jax.jit(learner.update)(state, x, y, keys()[0], weight)
+    for stages in (1, 2):
+        pipeline = make_pipeline(learner, make_mesh(stages))
+        running = pipeline.tick(pipeline.start(state, x, y), spoiled, y, keys()[0], weight)
+        finished = pipeline.drain(running)
+        chex.assert_trees_all_close(pipeline.join(finished), expected, rtol=1e-4, atol=1e-5)
+        totals, _ = pipeline.take_totals(finished)
+        np.testing.assert_allclose(totals[-1].measured, metrics.loss, rtol=1e-5)
+
+
 def test_totals_count_every_minibatch_once_and_start_anew():
     learner, state = problem("linear")
     pipeline = make_pipeline(learner, make_mesh(2), measure=lambda losses, output, y: jnp.ones(()))
