@@ -5,20 +5,20 @@ from tests.mutants.mutant import Mutant
 _PRIMITIVE = "decoupled/boundaries/primitive.py"
 _OF_PRIMITIVE = "tests/boundaries/test_primitive.py::"
 _AS_CHAIN = (_OF_PRIMITIVE + "test_boundary_form_equals_chain_form[linear]",)
-_ESTIMATED = "estimated = (grad_h_hat.reshape(h.shape) / scale)"
+_ESTIMATED = "estimated = scaled(like(as_cotangent(grad_h_hat, weight), real), jnp.divide)"
 
 MUTANTS = (
     Mutant(
         "the true gradient leaks across a boundary",
         _PRIMITIVE,
-        "handed_down = jnp.where(use_estimate, estimated, cotangent)",
-        "handed_down = jnp.where(use_estimate, estimated + cotangent, cotangent)",
+        "handed_down = jax.tree.map(partial(jnp.where, use_estimate), estimated, cotangent)",
+        "handed_down = jax.tree.map(lambda e, c: jnp.where(use_estimate, e + c, c), estimated, cotangent)",
         _AS_CHAIN,
     ),
     Mutant(
         "the estimate is handed down where the true gradient was asked for",
         _PRIMITIVE,
-        "handed_down = jnp.where(use_estimate, estimated, cotangent)",
+        "handed_down = jax.tree.map(partial(jnp.where, use_estimate), estimated, cotangent)",
         "handed_down = estimated",
         (_OF_PRIMITIVE + "test_the_true_gradient_can_be_let_through_while_the_estimator_learns[False]",),
     ),
@@ -26,7 +26,7 @@ MUTANTS = (
         "estimate handed down without the batch",
         _PRIMITIVE,
         _ESTIMATED,
-        "estimated = grad_h_hat.reshape(h.shape)",
+        "estimated = like(as_cotangent(grad_h_hat, weight), real)",
         _AS_CHAIN,
     ),
     Mutant(
@@ -46,14 +46,14 @@ MUTANTS = (
     Mutant(
         "target left divided by the batch",
         _PRIMITIVE,
-        "incoming = (cotangent * scale)",
-        "incoming = (cotangent * 1)",
+        "incoming = per_example(scaled(cotangent, jnp.multiply), batch_axes)",
+        "incoming = per_example(cotangent, batch_axes)",
         _AS_CHAIN,
     ),
     Mutant(
         "the number of examples has no say in the estimator's gradient",
         _PRIMITIVE,
-        "(g * count / scale)",
+        "(g * n / total)",
         "(g * 1)",
         (_OF_PRIMITIVE + "test_the_number_of_examples_is_explicit[sum-linear]",),
     ),
@@ -88,22 +88,22 @@ MUTANTS = (
     Mutant(
         "boundary's estimator fitted to its own estimate",
         _PRIMITIVE,
-        "estimator.training_gradient(est_params, rows, y, incoming)",
-        "estimator.training_gradient(est_params, rows, y, grad_h_hat)",
+        "estimator.training_gradient(est_params, rows, y, incoming, *weights_too)",
+        "estimator.training_gradient(est_params, rows, y, grad_h_hat, *weights_too)",
         _AS_CHAIN,
     ),
     Mutant(
         "boundary's estimator fitted with another example's label",
         _PRIMITIVE,
-        "estimator.training_gradient(est_params, rows, y, incoming)",
-        "estimator.training_gradient(est_params, rows, jnp.roll(y, 1, 0), incoming)",
+        "estimator.training_gradient(est_params, rows, y, incoming, *weights_too)",
+        "estimator.training_gradient(est_params, rows, jnp.roll(y, 1, 0), incoming, *weights_too)",
         _AS_CHAIN,
     ),
     Mutant(
         "the output error is differentiated through",
         "decoupled/losses.py",
-        "return losses, jax.lax.stop_gradient(pullback(jnp.ones_like(losses))[0])",
-        "return losses, pullback(jnp.ones_like(losses))[0]",
+        "error = jax.lax.stop_gradient(pullback(jnp.ones_like(losses))[0])",
+        "error = pullback(jnp.ones_like(losses))[0]",
         ("tests/learning/test_carried.py",),
     ),
     Mutant(

@@ -11,22 +11,22 @@ MUTANTS = (
     Mutant(
         "SG loss summed over the batch",
         "decoupled/estimators/synthetic_gradient.py",
-        'jnp.einsum("bf,bf->b", rows, rows).mean()',
+        'weights.mean(jnp.einsum("bf,bf->b", rows, rows), weight)',
         'jnp.einsum("bf,bf->b", rows, rows).sum()',
         _BY_HAND,
     ),
     Mutant(
         "SG loss divided by the batch twice",
         "decoupled/estimators/synthetic_gradient.py",
-        'jnp.einsum("bf,bf->b", rows, rows).mean()',
-        'jnp.einsum("bf,bf->b", rows, rows).mean() / len(rows)',
+        'weights.mean(jnp.einsum("bf,bf->b", rows, rows), weight)',
+        'weights.mean(jnp.einsum("bf,bf->b", rows, rows), weight) / len(rows)',
         _BY_HAND,
     ),
     Mutant(
         "SG fitted to the negative gradient",
         "decoupled/estimators/synthetic_gradient.py",
-        "sg_loss(estimate(p, h, y, None), target))(est_params)",
-        "sg_loss(estimate(p, h, y, None), -target))(est_params)",
+        "sg_loss(estimate(p, h, y, None), target, weight))(est_params)",
+        "sg_loss(estimate(p, h, y, None), -target, weight))(est_params)",
         _BY_HAND,
     ),
     Mutant(
@@ -95,8 +95,8 @@ MUTANTS = (
     Mutant(
         "least squares' moments summed over the batch",
         "decoupled/estimators/least_squares.py",
-        '"cross": x.T @ target / batch}',
-        '"cross": x.T @ target}',
+        '"cross": weights.mean_product(x, target, weight)',
+        '"cross": x.T @ target',
         _WEIGHTED,
     ),
     Mutant(
@@ -109,8 +109,8 @@ MUTANTS = (
     Mutant(
         "a local loss's gradient divided by the batch",
         "decoupled/estimators/local_loss.py",
-        "jax.grad(lambda h: losses(est_params, h, y).sum())(h)",
-        "jax.grad(lambda h: losses(est_params, h, y).mean())(h)",
+        "jax.grad(lambda h: losses(est_params, h, y, None).sum())(h)",
+        "jax.grad(lambda h: losses(est_params, h, y, None).mean())(h)",
         (_METHODS + "test_local_loss_gives_the_gradient_of_its_head",),
     ),
     Mutant(
@@ -144,8 +144,8 @@ MUTANTS = (
     Mutant(
         "weights of similarity and prediction swapped",
         "decoupled/estimators/similarity.py",
-        "return weight * jnp.square(difference).mean(1) + (1 - weight) * prediction",
-        "return (1 - weight) * jnp.square(difference).mean(1) + weight * prediction",
+        "return weight * to_others + (1 - weight) * prediction",
+        "return (1 - weight) * to_others + weight * prediction",
         (_METHODS + "test_similarity_loss_by_hand",),
     ),
 )

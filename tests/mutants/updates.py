@@ -78,8 +78,8 @@ MUTANTS = (
     Mutant(
         "estimator gradient not averaged over devices",
         _UPDATE,
-        "fit_loss, gradient = mean_over(rules.axis_name, ",
-        "fit_loss, gradient = mean_over(None, ",
+        "fit_loss, gradient = mean_of(rules.axis_name, ",
+        "fit_loss, gradient = mean_of(None, ",
         ("tests/parallel/test_parallel.py::test_pmap[linear]",),
     ),
     Mutant(
@@ -107,15 +107,15 @@ MUTANTS = (
     Mutant(
         "estimate made from another example's label",
         _WALK,
-        "return checked_estimate(chain.where(k), specs[k], est_params, h, y, signal)",
-        "return checked_estimate(chain.where(k), specs[k], est_params, h, jnp.roll(y, 1, 0), signal)",
+        "specs[k], est_params, h, examples, signal)",
+        "specs[k], est_params, h, jax.tree.map(lambda y: jnp.roll(y, 1, 0), examples), signal)",
         _BY_HAND,
     ),
     Mutant(
         "estimator fitted with another example's label",
         _WALK,
-        "= fit(rules, specs[k - 1], estimators[k - 1], h_ins[k], y, grad)",
-        "= fit(rules, specs[k - 1], estimators[k - 1], h_ins[k], jnp.roll(y, 1, 0), grad)",
+        "rules, specs[k - 1], estimators[k - 1], h_ins[k], examples, grad",
+        "rules, specs[k - 1], estimators[k - 1], h_ins[k], Examples(jnp.roll(examples.y, 1, 0)), grad",
         _BY_HAND,
     ),
     Mutant(
@@ -131,8 +131,8 @@ MUTANTS = (
     Mutant(
         "estimator fitted to its own estimate",
         _WALK,
-        "= fit(rules, specs[k - 1], estimators[k - 1], h_ins[k], y, grad)",
-        "= fit(rules, specs[k - 1], estimators[k - 1], h_ins[k], y, estimate(k - 1, h_ins[k], grad))",
+        "rules, specs[k - 1], estimators[k - 1], h_ins[k], examples, grad",
+        "rules, specs[k - 1], estimators[k - 1], h_ins[k], examples, estimate(k - 1, h_ins[k], grad)",
         _BY_HAND,
     ),
     Mutant(
@@ -188,8 +188,8 @@ MUTANTS = (
     Mutant(
         "fixed matrices drawn alike at all boundaries",
         "decoupled/learning/chain.py",
-        "est_params = spec.init(jax.random.fold_in(estimator_key, index), h, y)",
-        "est_params = spec.init(estimator_key, h, y)",
+        "est_params = spec.init(jax.random.fold_in(estimator_key, index), rows, y)",
+        "est_params = spec.init(estimator_key, rows, y)",
         _CARRIED,
     ),
     Mutant(
@@ -230,8 +230,8 @@ MUTANTS = (
     Mutant(
         "label of another example in a pipeline's upper stage",
         "decoupled/parallel/pipeline.py",
-        "h, y = jax.device_put((batch.h, batch.y), split[s])",
-        "h, y = jax.device_put((batch.h, jnp.roll(batch.y, s)), split[s])",
+        "jax.device_put((batch.h, batch.examples), split[s])",
+        "jax.device_put((batch.h, jax.tree.map(lambda y: jnp.roll(y, s), batch.examples)), split[s])",
         ("tests/parallel/test_pipeline.py::test_two_stages_do_what_queues_by_hand_do[loss_shaped]",),
     ),
     Mutant(
