@@ -52,6 +52,7 @@ class Module(NamedTuple):
       exact: the same module with its true gradient, where a backward rule has changed that of `apply`.
       parts: the modules that it runs in order, where `compose` made it of several; its params and state
         are then tuples of theirs.
+      optimizer: what moves its parameters, where that is not the learner's choice for all.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Module(NamedTuple):
     apply: Callable[[PyTree, PyTree, Any, Key, bool], tuple[Any, PyTree]]
     exact: Any = None  # Module | None
     parts: tuple[Any, ...] = ()  # of Modules
+    optimizer: optax.GradientTransformation | None = None
 
 
 class Locks(NamedTuple):

@@ -91,7 +91,8 @@ def init_chain_state(rules: Rules, chain: Chain, key: Key, x: PyTree, y: PyTree)
 
     def start_module(module: Module, index: Array | int, h: PyTree) -> ModuleState:
         variables = module.init(jax.random.fold_in(module_key, index), h)
-        return ModuleState(variables.params, variables.state, rules.optimizer.init(variables.params))
+        opt_state = rules.optimizer_for(module).init(variables.params)
+        return ModuleState(variables.params, variables.state, opt_state)
 
     def start_estimator(spec: Estimator, index: Array | int, h: PyTree) -> EstimatorState:
         rows = per_example(real_part(h), rules.batch_axes)

@@ -45,7 +45,7 @@ def dispatched(
     def program_of(piece: Chain) -> Callable[..., ChainStep]:
         """The one for all pieces whose modules and estimators have the same functions."""
         lowest = piece.first == 0
-        functions = tuple((module.init, module.apply) for module in piece.modules)
+        functions = tuple((module.init, module.apply, module.optimizer) for module in piece.modules)
         signature = (lowest, functions, piece.estimators, piece.below)
         if signature not in programs:
 

@@ -1,6 +1,7 @@
 """Trains a chain of modules, each from the gradient its boundary's estimator supplies."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -99,8 +100,8 @@ def make_learner(
     modules: Sequence[Module | Stack],
     estimators: Sequence[Estimator],
     loss: Loss,
-    optimizer: optax.GradientTransformation,
-    estimator_optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation | Sequence[optax.GradientTransformation],
+    estimator_optimizer: optax.GradientTransformation | Sequence[optax.GradientTransformation],
     *,
     update_probability: float | Sequence[float] = 1.0,
     axis_name: str | None = None,
@@ -112,8 +113,8 @@ def make_learner(
       modules: the chain, first to last; a `Stack` is many, trained in one loop.
       estimators: one a boundary, so one fewer than modules; a stack's stands above each block.
       loss: (output, y) -> (batch,), applied to the last module's output.
-      optimizer: for modules; every module has its own state of it.
-      estimator_optimizer: for estimators that do not bring their own; one state each.
+      optimizer: for modules, one for all or a list of one each; every module has its own state of it.
+      estimator_optimizer: the same for estimators; what some solve for themselves they go on to solve.
       update_probability: of each module in each step, one number for all or one a module (J16, section
         3.1). A module that sits out runs forward but stays bit for bit as it is: parameters, optimizer
         state and batch statistics. The estimator below it, whose target it supplies, sits out with it
@@ -130,8 +131,7 @@ def make_learner(
     """
     chain = Chain(listed("module", modules, check_link), listed("estimator", estimators, check_estimator))
     check_loss("loss", loss)
-    check_optimizer("optimizer", optimizer)
-    check_optimizer("estimator_optimizer", estimator_optimizer)
+    chain, optimizer, estimator_optimizer = _with_optimizers(chain, optimizer, estimator_optimizer)
     probabilities = _check_chain(chain, update_probability)
     rules = Rules(loss, optimizer, estimator_optimizer, axis_name, batch_axes)
     flat_modules, flat_estimators = chain.modules, chain.estimator_of_each
@@ -187,7 +187,7 @@ def make_learner(
                 grad_h_out = estimate_at(
                     rules, names[i], flat_estimators[i], est_params, passed.h_out, examples, signal
                 )
-            new, grad_h_in = backward(rules, module, passed, grad_h_out, examples.weight)
+            new, grad_h_in = backward(rules, flat_modules[i], module, passed, grad_h_out, examples.weight)
             return ModuleStep(new, passed.h_out, grad_h_in, losses)
 
         return update_module
@@ -211,6 +211,52 @@ def make_learner(
         rules,
         probabilities,
     )
+
+
+def _with_optimizers(
+    chain: Chain, optimizer: Any, estimator_optimizer: Any
+) -> tuple[Chain, optax.GradientTransformation, optax.GradientTransformation]:
+    """The chain with what was given for each of its parts, and what is left for all."""
+    links, estimators = chain.links, chain.estimators
+    if _is_list(optimizer):
+        each = _one_each("optimizer", optimizer, len(links), "modules")
+        links = tuple(_moved_by(link, tx) for link, tx in zip(links, each, strict=True))
+        optimizer = optax.identity()
+    if _is_list(estimator_optimizer):
+        each = _one_each("estimator_optimizer", estimator_optimizer, len(estimators), "estimators")
+        estimators = tuple(
+            spec._replace(optimizer=partial(_given, spec.optimizer, tx))
+            for spec, tx in zip(estimators, each, strict=True)
+        )
+        estimator_optimizer = optax.identity()
+    check_optimizer("optimizer", optimizer)
+    check_optimizer("estimator_optimizer", estimator_optimizer)
+    return chain._replace(links=links, estimators=estimators), optimizer, estimator_optimizer
+
+
+def _is_list(optimizer: Any) -> bool:
+    return isinstance(optimizer, Sequence) and not hasattr(optimizer, "_fields")
+
+
+def _one_each(what: str, given: Any, number: int, of: str) -> tuple[optax.GradientTransformation, ...]:
+    each = listed(what, given, check_optimizer)
+    if len(each) != number:
+        raise UsageError(f"{what}: {len(each)} were given for {number} {of}: give one for all, or one each")
+    return each
+
+
+def _moved_by(link: Module | Stack, tx: optax.GradientTransformation) -> Module | Stack:
+    if isinstance(link, Stack):
+        return link._replace(block=link.block._replace(optimizer=tx))
+    return link._replace(optimizer=tx)
+
+
+def _given(
+    own: Callable | None, tx: optax.GradientTransformation, other: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """The optimizer of an estimator that was given one, in the place of the `other` that all have."""
+    del other
+    return tx if own is None else own(tx)
 
 
 def _check_chain(chain: Chain, update_probability: float | Sequence[float]) -> tuple[float, ...]:

@@ -28,7 +28,7 @@ class Rules(NamedTuple):
 
     Attributes:
       loss: (output, y) -> (batch,), of the last module's output.
-      optimizer: of modules.
+      optimizer: of modules that have none of their own.
       estimator_optimizer: of estimators, but for what these solve for themselves.
       axis_name: of a mapped axis over which the batch is split; None without one.
       batch_axes: leading axes that count examples, to estimators and the loss: 1 for (batch, ...), 2 for
@@ -40,6 +40,10 @@ class Rules(NamedTuple):
     estimator_optimizer: optax.GradientTransformation
     axis_name: str | None = None
     batch_axes: int = 1
+
+    def optimizer_for(self, module: Module) -> optax.GradientTransformation:
+        """The one that moves a module's parameters."""
+        return module.optimizer or self.optimizer
 
     def optimizer_of(self, estimator: Estimator) -> optax.GradientTransformation:
         """The one that moves an estimator's parameters."""
@@ -88,7 +92,12 @@ def forward(rules: Rules, module: Module, state: ModuleState, h: PyTree, key: Ke
 
 
 def backward(
-    rules: Rules, state: ModuleState, passed: Passed, grad_h_out: PyTree, weight: Array | None = None
+    rules: Rules,
+    module: Module,
+    state: ModuleState,
+    passed: Passed,
+    grad_h_out: PyTree,
+    weight: Array | None = None,
 ) -> tuple[ModuleState, PyTree]:
     """Own backward and own update; returns the module's new state and grad_h_in (None for the lowest).
 
@@ -104,7 +113,8 @@ def backward(
         grad_params = mean_over(rules.axis_name, jax.tree.map(lambda g: g / batch, grad_params))
     else:
         grad_params = _divided_over(rules.axis_name, grad_params, at_least_float32(weight).sum())
-    updates, opt_state = rules.optimizer.update(grad_params, state.opt_state, state.params)
+    tx = rules.optimizer_for(module)
+    updates, opt_state = tx.update(grad_params, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     new_state = mean_over(rules.axis_name, passed.state)
     below = None if not grad_h_in else by_rows(rules, as_gradient, grad_h_in[0], weight)

@@ -44,7 +44,9 @@ def stack_equal(modules: Sequence[Module]) -> list[Module | Stack]:
     """
     modules = listed("module", modules, check_module)
     links: list[Module | Stack] = list(modules[:1])
-    for _, run in itertools.groupby(modules[1:], key=lambda module: (module.init, module.apply)):
+    for _, run in itertools.groupby(
+        modules[1:], key=lambda module: (module.init, module.apply, module.optimizer)
+    ):
         block, *others = run
         links.append(Stack(block, (block.name, *(m.name for m in others))) if others else block)
     return links

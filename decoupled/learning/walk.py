@@ -75,7 +75,7 @@ def walk(
         nonlocal grad_h_in, below, below_metrics
         while True:
             taking_part = active(offsets[k])
-            new, grad = backward(rules, modules[k], waiting.pop(k), grad_h_out, examples.weight)
+            new, grad = backward(rules, links[k], modules[k], waiting.pop(k), grad_h_out, examples.weight)
             modules[k] = _chosen(taking_part, new, modules[k])
             if k == 0:
                 grad_h_in = grad

@@ -48,7 +48,9 @@ def load_module(
     """
     module = _get(learner, state.modules, name)
     params, mutable = _load(path, (module.params, module.state))
-    new = ModuleState(params, mutable, learner.rules.optimizer.init(params))
+    k, _ = _place(learner, name, len(state.modules))
+    optimizer = learner.rules.optimizer_for(modules_of(learner.chain.links[k])[0])
+    new = ModuleState(params, mutable, optimizer.init(params))
     return state._replace(modules=_set(learner, state.modules, name, new))
 
 

@@ -371,3 +371,32 @@ def test_wrong_chains_are_refused(count, probability, message):
             sgd,
             update_probability=probability,
         )
+
+
+def test_every_part_may_have_an_optimizer_of_its_own():
+    """Each step is its own rate times the gradient that a rate of 1 shows."""
+    x, y = helpers.batch()
+    modules, estimator = helpers.mlp_modules(), SYNTHETIC["loss_shaped"]
+    alike, state = start(modules, estimator, x, y)
+    one, _ = jax.jit(alike.update)(state, x, y, KEY)
+    rates, est_rates = [0.5, 0.0, 0.25], [0.125, 2.0]
+    loss = decoupled.losses.softmax_cross_entropy
+    learner = decoupled.make_learner(
+        modules, [estimator] * 2, loss, [*map(optax.sgd, rates)], [*map(optax.sgd, est_rates)]
+    )
+    new, _ = jax.jit(learner.update)(state, x, y, KEY)
+    for kind, own in (("modules", rates), ("estimators", est_rates)):
+        for before, after, unit, rate in zip(
+            *(getattr(s, kind) for s in (state, new, one)), own, strict=True
+        ):
+            expected = jax.tree.map(lambda b, u, r=rate: b - r * (b - u), before.params, unit.params)
+            chex.assert_trees_all_close(after.params, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_list_of_optimizers_has_one_each():
+    modules, sgd = helpers.mlp_modules(), optax.sgd(1.0)
+    loss = decoupled.losses.softmax_cross_entropy
+    with pytest.raises(decoupled.UsageError, match=r"^optimizer: 2 were given for 3 modules"):
+        decoupled.make_learner(modules, [SYNTHETIC["linear"]] * 2, loss, [sgd, sgd], sgd)
+    with pytest.raises(decoupled.UsageError, match=r"^estimator_optimizer 1: .* not an optax"):
+        decoupled.make_learner(modules, [SYNTHETIC["linear"]] * 2, loss, sgd, [sgd, 1])

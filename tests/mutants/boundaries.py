@@ -33,7 +33,9 @@ MUTANTS = (
         "estimate divided by the batch twice",
         _PRIMITIVE,
         _ESTIMATED,
-        _ESTIMATED.replace("/ scale", "/ scale / scale"),
+        _ESTIMATED.replace("scaled(like", "scaled(scaled(like").replace(
+            "jnp.divide)", "jnp.divide), jnp.divide)"
+        ),
         _AS_CHAIN,
     ),
     Mutant(
