@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import optax
 
 from decoupled import data, estimators, losses, models
+from decoupled.argument_checks import check_module, listed
 from decoupled.data.dataset import Dataset
-from decoupled.errors import UsageError
+from decoupled.errors import UsageError, naming
 from decoupled.extras import extra
 from decoupled.learning.learner import Learner, make_learner
 from decoupled.learning.stack import stack_equal
@@ -28,10 +29,11 @@ from decoupled.modules.backward_rules import (
     with_backward_rule,
 )
 from decoupled.training import parallel, staged
-from decoupled.training.config_checks import check
+from decoupled.training.config_checks import check, options_of, own_names
 from decoupled.training.execution import Execution
 from decoupled.training.loop import Job
-from decoupled.training.methods import estimator_of, methods
+from decoupled.training.methods import METHODS, estimator_of
+from decoupled.training.own_names import call, find_function, is_own, theirs_if_so
 from decoupled.types import Array, Estimator, Key, Module
 
 with extra("train"):
@@ -84,7 +86,11 @@ def build(config: ml_collections.ConfigDict) -> Job:
     """
     check(config, _choices())
     # A rehearsal: mistakes are told before any data is fetched.
-    _network(config, num_classes=2)
+    own = own_names(config)
+    for field, name in own.items():
+        find_function(field, name)
+    if not own:
+        _network(config, num_classes=2)
     make_execution = _execution(config)
     dataset = _dataset(config)
     train, validation = data.hold_out(dataset.train, config.validation_examples)
@@ -102,7 +108,8 @@ def build(config: ml_collections.ConfigDict) -> Job:
     preprocess = data.preprocess(train.images, config.crop_padding, config.flip)
     # A second one, now with the data: what does not fit it says so before the workdir is made.
     x = jax.eval_shape(preprocess.evaluate, train.images[: config.batch_size])
-    _rehearse(learner, x, train.labels[: config.batch_size])
+    with theirs_if_so(own):
+        _rehearse(learner, x, train.labels[: config.batch_size], whole=bool(own))
     # One kind of estimator serves the whole chain.
     estimator = learner.estimators[0] if learner.estimators else estimators.backprop()
     return Job(
@@ -130,6 +137,7 @@ def build(config: ml_collections.ConfigDict) -> Job:
         checkpoint_every=config.checkpoint_every,
         skip_not_finite=config.skip_not_finite,
         show_test=config.show_test,
+        own_names=own,
     )
 
 
@@ -181,7 +189,7 @@ def parse_boundaries(text: str, num_layers: int) -> list[int]:
 def _choices() -> dict[str, Collection[str]]:
     """The names that each field may have which becomes code here."""
     plain = {
-        name for name, maker in methods().items() if "estimator" not in inspect.signature(maker).parameters
+        name for name, maker in METHODS.items() if "estimator" not in inspect.signature(maker).parameters
     }
     return {
         "dataset": [*_MAKERS, *_LOADERS],
@@ -189,7 +197,7 @@ def _choices() -> dict[str, Collection[str]]:
         "model.norm": NORMS,
         "model.backward_rule": _BACKWARD_RULES,
         "model.dtype": _DTYPES,
-        "estimator.name": methods(),
+        "estimator.name": METHODS,
         "estimator.bp_lambda.estimator": plain,
         "optimizer.schedule": _SCHEDULES,
         "estimator_optimizer.schedule": _SCHEDULES,
@@ -208,11 +216,12 @@ def _dataset(config: ml_collections.ConfigDict) -> Dataset:
     return _MAKERS[config.dataset]()
 
 
-def _rehearse(learner: Learner, x: Any, y: Any) -> None:
+def _rehearse(learner: Learner, x: Any, y: Any, whole: bool) -> None:
     """Shapes alone, of the start and of a forward pass in training: what does not fit says so.
 
     Args:
       x, y: a whole batch, or its shapes.
+      whole: of all else that a run does with the network too, which takes longer.
     """
 
     def forward(key: Key, x: Array, y: Array) -> Array:
@@ -222,6 +231,10 @@ def _rehearse(learner: Learner, x: Any, y: Any) -> None:
         return x
 
     jax.eval_shape(forward, jax.random.key(0), x, y)
+    if whole:
+        state = jax.eval_shape(learner.init, jax.random.key(0), x, y)
+        jax.eval_shape(learner.update, state, x, y, jax.random.key(0))
+        jax.eval_shape(learner.predict, state, x)
 
 
 def _network(
@@ -236,13 +249,12 @@ def _network(
 
 
 def _layers(config: ml_collections.ConfigDict, num_classes: int, axis_name: str | None) -> list[Module]:
-    return _MODELS[config.name](
-        config[config.name],
-        num_classes,
-        norm=config.norm,
-        dtype=_DTYPES[config.dtype],
-        axis_name=axis_name,
-    )
+    given = {"norm": config.norm, "dtype": _DTYPES[config.dtype], "axis_name": axis_name}
+    if is_own(config.name):
+        made = call("model.name", config.name, {"num_outputs": num_classes, **given}, options_of(config))
+        with naming(f"config.model.name is {config.name!r}, which returns something else"):
+            return list(listed("module", made, check_module))
+    return _MODELS[config.name](config[config.name], num_classes, **given)
 
 
 def _execution(

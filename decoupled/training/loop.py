@@ -20,6 +20,7 @@ from decoupled.training.execution import Execution
 from decoupled.training.interruption import StopRequests, agreed
 from decoupled.training.monitor import Monitor
 from decoupled.training.overview import describe_modules, overview
+from decoupled.training.own_names import theirs_if_so
 from decoupled.training.progress import Progress, SilentProgress
 from decoupled.training.report import render_report
 from decoupled.training.resume import check_data, resume
@@ -45,6 +46,7 @@ class Job(NamedTuple):
       checkpoint_every: steps between checkpoints; 0 for none but where the run ends or is asked to stop.
       skip_not_finite: whether the learner's optimizers skip updates that are not finite.
       show_test: report the test accuracy after each epoch too. It never steers anything.
+      own_names: of functions of one's own, by field of the config.
     """
 
     dataset: Dataset
@@ -62,6 +64,7 @@ class Job(NamedTuple):
     checkpoint_every: int
     skip_not_finite: bool
     show_test: bool
+    own_names: dict[str, str]
 
 
 def train_and_evaluate(job: Job, workdir: Workdir | NoWorkdir) -> dict[str, Any]:
@@ -74,13 +77,15 @@ def train_and_evaluate(job: Job, workdir: Workdir | NoWorkdir) -> dict[str, Any]
       What it stored in the workdir's summary.json.
 
     Raises:
-      UsageError: the batch is larger than the training set, or the run that is there cannot go on so.
+      UsageError: the batch is larger than the training set, or the run that is there cannot go on so; or
+        a function of one's own fails.
       DataError: there are checkpoints, but none of them can be read, or they are another network's, or of a
         run on other data.
       TrainingError: a number is no longer finite, or results cannot be written.
       Interrupted: it was asked to stop.
     """
-    with StopRequests() as requests:
+    folder = workdir.path if isinstance(workdir, Workdir) else None
+    with StopRequests() as requests, theirs_if_so(job.own_names, folder):
         summary = _train_and_evaluate(job, workdir, requests)
     if stop := agreed(requests.noted):
         raise Interrupted(
