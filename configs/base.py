@@ -16,6 +16,13 @@ def get_config() -> ConfigDict:
     config.crop_padding = 0  # training images are shifted by up to so many pixels
     config.flip = False  # ... and mirrored half the time
 
+    # What the network is trained on: softmax_cross_entropy (integer classes, one an example or a token),
+    # sigmoid_cross_entropy (labels that each hold or do not) or squared_error; or one's own.
+    config.loss = "softmax_cross_entropy"
+    # What it is judged by, and the best network chosen: accuracy, multilabel_accuracy, mean_absolute_error
+    # or mean_squared_error; or one's own.
+    config.metric = "accuracy"
+
     # The network. Its layers are counted from 0; the last one is the output layer.
     config.model = ConfigDict()
     config.model.name = "mlp"  # mlp, cnn or one's own

@@ -113,7 +113,7 @@ _YES_OR_NO = (
 )
 _TEXTS = ("data_dir", "boundaries")
 # May name a function of one's own, module:function, too; and what such functions read, which is theirs.
-_OWN = ("dataset", "model.name", "estimator.name", "estimator.bp_lambda.estimator")
+_OWN = ("dataset", "model.name", "estimator.name", "estimator.bp_lambda.estimator", "loss", "metric")
 _OPTIONS = ("model.options", "estimator.options")
 
 
