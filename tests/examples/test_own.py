@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import decoupled
+from decoupled.analysis.page import analyse
 from decoupled.training import Workdir, read_metrics, train_and_evaluate
 from decoupled.training.builder import build
 from decoupled.training.predict import load_predictor
@@ -61,6 +62,13 @@ def test_it_predicts_from_its_workdir(there):
     assert told == pytest.approx(summary["test_worst_error"], abs=1e-5)
     with pytest.raises(decoupled.UsageError, match=r"takes float32 of shape \(examples, 2\)"):
         predict(np.ones((3, 2), np.uint8))
+
+
+def test_its_figures_are_drawn(there):
+    """But for those of classes, of which it has none."""
+    text = analyse("run", examples=100).read_text(encoding="utf-8")
+    assert text.count("<svg") == 2
+    assert "Alignment" in text
 
 
 def test_it_is_trained_further_as_its_config_was_left(there):

@@ -238,3 +238,19 @@ def test_every_estimator_can_be_named_but_for_those_that_take_more_than_a_config
     assert METHODS.keys() <= makers
     assert makers - METHODS.keys() <= {"network", "joined", "each"}
     assert all(maker is getattr(estimators, name) for name, maker in METHODS.items())
+
+
+def test_what_fails_in_a_run_is_logged_in_its_folder(here, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    divides = own_names.find("model.name", "mine:divides")
+    names = {"model.name": "mine:divides"}
+    told = pytest.raises(decoupled.UsageError, match=r"mine\.py, line \d+: ZeroDivisionError")
+    with told as caught, own_names.theirs_if_so(names, folder):
+        divides(3)
+    (log,) = folder.glob("*.log")
+    assert str(log) in str(caught.value)
+    # Without lines of anyone's own on the way, it is no mistake of theirs.
+    code = compile("with theirs_if_so(names): 1 / 0", "nowhere", "exec")
+    with pytest.raises(ZeroDivisionError):
+        exec(code, {"theirs_if_so": own_names.theirs_if_so, "names": names})
