@@ -32,7 +32,7 @@ def define_flag(help_string: str) -> flags.FlagHolder:
 def name_of(config: flags.FlagHolder) -> str:
     """What to call a run of this config: by its file, or by its data if that is another run's."""
     path = Path(config_flags.get_config_filename(flags.FLAGS[config.name]).partition(":")[0])
-    return config.value.dataset if path.suffix == ".json" else path.stem
+    return config.value.dataset.replace(":", ".") if path.suffix == ".json" else path.stem
 
 
 class _Parser(flags.ArgumentParser):

@@ -7,7 +7,8 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
 
-    # Data: digits, procedural, mnist, fashion_mnist, cifar10 or cifar100.
+    # Data: digits, procedural, mnist, fashion_mnist, cifar10 or cifar100; or one's own, module:function
+    # (docs/own.md), as the names below that say so.
     config.dataset = "digits"
     config.data_dir = ""  # holds the set; empty: looked for where systems put it, then in the cache
     config.download = True  # fetch, checked by sha256, what is found nowhere
@@ -15,21 +16,29 @@ def get_config() -> ConfigDict:
     config.crop_padding = 0  # training images are shifted by up to so many pixels
     config.flip = False  # ... and mirrored half the time
 
+    # What the network is trained on: softmax_cross_entropy (integer classes, one an example or a token),
+    # sigmoid_cross_entropy (labels that each hold or do not) or squared_error; or one's own.
+    config.loss = "softmax_cross_entropy"
+    # What it is judged by, and the best network chosen: accuracy, multilabel_accuracy, mean_absolute_error
+    # or mean_squared_error; or one's own.
+    config.metric = "accuracy"
+
     # The network. Its layers are counted from 0; the last one is the output layer.
     config.model = ConfigDict()
-    config.model.name = "mlp"  # mlp or cnn
+    config.model.name = "mlp"  # mlp, cnn or one's own
     config.model.norm = "batch"  # none, batch or layer
     config.model.backward_rule = "exact"  # or feedback_alignment, sign_symmetric: in Dense and Conv layers
     config.model.dtype = "float32"  # or bfloat16, for the computation; parameters stay float32
     config.model.mlp = ConfigDict({"depth": 6, "width": 256, "dropout": 0.0})
     config.model.cnn = ConfigDict({"features": (32, 64, 128), "kernel_size": 3})
+    config.model.options = ConfigDict()  # of one's own: any fields, which its function asks for
 
     # Where to cut it: all, none, or after chosen layers, like 0,2,5.
     config.boundaries = "all"
 
     # What stands in for the gradient at a boundary: one of the files in decoupled/estimators, which
-    # describe them. backprop (the true gradient) is the baseline. A section below, called like the
-    # estimator, holds its options.
+    # describe them, or one's own. backprop (the true gradient) is the baseline. A section below, called
+    # like the estimator, holds its options.
     config.estimator = ConfigDict()
     config.estimator.name = "loss_shaped"
     config.estimator.conditioned = (
@@ -45,6 +54,7 @@ def get_config() -> ConfigDict:
     config.estimator.mean_teacher = ConfigDict({"hidden": (512,), "decay": 0.99})
     config.estimator.similarity = ConfigDict({"weight": 0.99, "width": 128})
     config.estimator.noise = ConfigDict({"scale": 1.0})
+    config.estimator.options = ConfigDict()  # of one's own
 
     # Adam, with one state a module and one an estimator. schedule: constant or cosine (to zero).
     config.optimizer = ConfigDict()

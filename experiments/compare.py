@@ -36,7 +36,7 @@ from decoupled.errors import TrainingError, UsageError
 from decoupled.training.builder import build
 from decoupled.training.config_checks import check_range, value_of, whole
 from decoupled.training.loop import Job
-from decoupled.training.methods import methods
+from decoupled.training.methods import METHODS
 from decoupled.training.step import alignment_step, evaluator, no_totals, train_step
 from decoupled.training.workdir import write_whole
 from decoupled.types import PyTree
@@ -66,7 +66,7 @@ def all_rows() -> dict[str, dict[str, Any]]:
         for rule in ("sign_symmetric", "feedback_alignment")
     }
     # On flat activations the convolutional SG has nothing to work on.
-    rows |= {name: {"estimator.name": name} for name in methods() if name != "convolutional"}
+    rows |= {name: {"estimator.name": name} for name in METHODS if name != "convolutional"}
     rows["linear_unconditional"] = {"estimator.name": "linear", "estimator.conditioned": False}
     first = {"backprop": rows.pop("backprop")}
     return {name: {**fields, **_OPTIONS.get(name, {})} for name, fields in (first | rows).items()}

@@ -16,7 +16,8 @@ _WARNING = re.compile(rf"{re.escape(str(ROOT))}/(?!\.venv).*Warning: .*")
 def run(command, **options):
     """The finished process, with what it printed as text; a failure is not raised, a warning is."""
     command = [str(word) for word in command]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", cwd=ROOT, check=False, **options)
+    options = {"cwd": ROOT, **options}
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False, **options)
     assert not _WARNING.findall(done.stderr)
     return done
 

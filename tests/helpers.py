@@ -7,7 +7,7 @@ import optax
 
 import decoupled
 from decoupled import estimators
-from decoupled.training.methods import make_estimator, methods
+from decoupled.training.methods import METHODS, make_estimator
 
 CLASSES = 3
 
@@ -74,7 +74,7 @@ def every_method():
     options = {"mlp": {"hidden": (6,)}, "bp_lambda": {"estimator": estimators.linear(context)}}
     return {
         name: make_estimator(name, CLASSES, context, **options.get(name, {}))
-        for name in methods()
+        for name in METHODS
         if name != "convolutional"
     }
 

@@ -23,19 +23,19 @@ _MOST_EXAMPLES = 100  # of an RDM, where each is a row of pixels
 
 
 def all_figures(learner: Learner, state: LearnerState, x: Array, y: Array, key: Key) -> dict[str, Figure]:
-    """Every figure below, by its title.
+    """Every figure below, by its title; without those that show classes, where y is none.
 
     Args:
       learner, state: a trained network; layers inside one module are not seen one by one.
       x: examples that it was not trained on, (n, ...): about a thousand.
-      y: their integer labels, (n,).
+      y: their integer labels, (n,); or what else the network was trained to tell of them.
       key: chooses examples, and is given to modules in training mode.
     """
-    found = {
-        "Representational dissimilarity": dissimilarity_figure(learner, state, x, y, key),
-        "Linear probes": probe_figure(learner, state, x, y, key),
-        "CKA of all pairs of layers": cka_figure(learner, state, x),
-    }
+    found = {}
+    if y.ndim == 1 and jnp.issubdtype(y.dtype, jnp.integer):
+        found["Representational dissimilarity"] = dissimilarity_figure(learner, state, x, y, key)
+        found["Linear probes"] = probe_figure(learner, state, x, y, key)
+    found["CKA of all pairs of layers"] = cka_figure(learner, state, x)
     if learner.estimators:
         found["Alignment of estimated and true gradients"] = alignment_figure(learner, state, x, y, key)
     return found

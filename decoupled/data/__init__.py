@@ -13,6 +13,7 @@ with extra("train"):
         shuffled_batches,
     )
     from decoupled.data.digits import digits
+    from decoupled.data.own import own_dataset
     from decoupled.data.procedural import procedural
     from decoupled.data.published import FASHION_MNIST, MNIST, cifar10, cifar100, idx_dataset
 
@@ -29,6 +30,7 @@ __all__ = [
     "digits",
     "hold_out",
     "idx_dataset",
+    "own_dataset",
     "preprocess",
     "procedural",
     "shuffled_batches",

@@ -13,34 +13,44 @@ from decoupled.types import Array, Key
 
 
 class Preprocess(NamedTuple):
-    """Pure functions from uint8 images to inputs.
+    """Pure functions from what a data set holds to inputs.
 
     Attributes:
       train: (key, images) -> inputs, augmented.
       evaluate: images -> inputs.
-      mean, deviation: of each channel of the training images, (channels,), float64.
+      mean, deviation: of each channel of the training images, (channels,), float64; None where inputs are
+        taken as they are.
     """
 
     train: Callable[[Key, Array], Array]
     evaluate: Callable[[Array], Array]
-    mean: np.ndarray
-    deviation: np.ndarray
+    mean: np.ndarray | None
+    deviation: np.ndarray | None
 
 
 def preprocess(train_images: np.ndarray, crop_padding: int = 0, flip: bool = False) -> Preprocess:
     """Standardises each channel by the training images' mean and deviation, after augmentation.
 
+    Only bytes are, in the shape of images. All else is taken as it is.
+
     Args:
-      train_images: (examples, height, width, channels), uint8.
+      train_images: (examples, height, width, channels), uint8; or (examples, ...) of any type.
       crop_padding: training images are shifted by up to so many pixels each way; 0 for none.
       flip: whether training images are mirrored half the time.
 
     Raises:
-      UsageError: `crop_padding` is larger than the images.
+      UsageError: `crop_padding` is larger than the images, or there are none to augment.
     """
-    if crop_padding > min(train_images.shape[1:3]):
+    if train_images.ndim != 4 and (crop_padding or flip):
+        raise UsageError(
+            f"crop_padding is {crop_padding} and flip is {flip}, but inputs of shape"
+            f" {train_images.shape[1:]} are no images (height, width, channels): leave both out"
+        )
+    if crop_padding and crop_padding > min(train_images.shape[1:3]):
         raise UsageError(f"crop_padding is {crop_padding}: shifted so far, nothing of an image is left")
-    mean, deviation = _channel_statistics(train_images)
+    mean, deviation = None, None
+    if train_images.ndim == 4 and train_images.dtype == np.uint8:
+        mean, deviation = _channel_statistics(train_images)
     evaluate = standardise(mean, deviation)
 
     def train(key: Key, images: Array) -> Array:
@@ -54,8 +64,13 @@ def preprocess(train_images: np.ndarray, crop_padding: int = 0, flip: bool = Fal
     return Preprocess(train, evaluate, mean, deviation)
 
 
-def standardise(mean: np.ndarray, deviation: np.ndarray) -> Callable[[Array], Array]:
-    """A function images -> inputs, (batch, height, width, channels); the statistics are one a channel."""
+def standardise(mean: np.ndarray | None, deviation: np.ndarray | None) -> Callable[[Array], Array]:
+    """A function images -> inputs, (batch, height, width, channels); the statistics are one a channel.
+
+    Without statistics inputs are what they are given as.
+    """
+    if mean is None or deviation is None:
+        return jnp.asarray
     mean_row, deviation_row = (
         jnp.asarray(statistic, jnp.float32)[None, None, None, :] for statistic in (mean, deviation)
     )

@@ -1,4 +1,4 @@
-"""What a loader returns: labelled images, checked, and split."""
+"""What a loader returns: labelled images, or other inputs with their targets, checked, and split."""
 
 import hashlib
 from collections.abc import Iterator
@@ -10,11 +10,11 @@ from decoupled.errors import DataError, UsageError
 
 
 class Split(NamedTuple):
-    """Labelled images in host memory.
+    """Labelled images in host memory; or, of someone's own, any inputs and their targets.
 
     Attributes:
-      images: (examples, height, width, channels), uint8.
-      labels: (examples,), int32.
+      images: (examples, height, width, channels), uint8; or (examples, ...).
+      labels: (examples,), int32; or (examples, ...): int32 classes, or float32 values.
     """
 
     images: np.ndarray
@@ -29,7 +29,7 @@ class Dataset(NamedTuple):
 
     Attributes:
       name: as it appears in every output.
-      num_classes: labels run from 0 to num_classes - 1.
+      num_classes: labels run from 0 to num_classes - 1; of values, the width of the network's output.
       train, test: as published.
       source: where it is from: a file or folder, or what made it.
     """

@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from decoupled import data, estimators, losses, models
+from decoupled import data, estimators, models
+from decoupled.argument_checks import check_module, listed
 from decoupled.data.dataset import Dataset
-from decoupled.errors import UsageError
+from decoupled.errors import UsageError, naming
 from decoupled.extras import extra
 from decoupled.learning.learner import Learner, make_learner
 from decoupled.learning.stack import stack_equal
@@ -28,11 +29,13 @@ from decoupled.modules.backward_rules import (
     with_backward_rule,
 )
 from decoupled.training import parallel, staged
-from decoupled.training.config_checks import check
+from decoupled.training.config_checks import check, options_of, own_names
 from decoupled.training.execution import Execution
 from decoupled.training.loop import Job
-from decoupled.training.methods import estimator_of, methods
-from decoupled.types import Array, Estimator, Key, Module
+from decoupled.training.methods import METHODS, estimator_of
+from decoupled.training.objectives import LOSSES, METRICS, Metric, checked_scores, own_metric
+from decoupled.training.own_names import call, find, find_function, is_own, theirs_if_so
+from decoupled.types import Array, Estimator, Key, Loss, Module
 
 with extra("train"):
     import ml_collections
@@ -84,8 +87,13 @@ def build(config: ml_collections.ConfigDict) -> Job:
     """
     check(config, _choices())
     # A rehearsal: mistakes are told before any data is fetched.
-    _network(config, num_classes=2)
+    own = own_names(config)
+    for field, name in own.items():
+        (find if field == "metric" else find_function)(field, name)
+    if not own:
+        _network(config, num_classes=2)
     make_execution = _execution(config)
+    metric = _metric(config)
     dataset = _dataset(config)
     train, validation = data.hold_out(dataset.train, config.validation_examples)
     all_steps = config.epochs * data.batches_per_epoch(train, config.batch_size)
@@ -102,7 +110,9 @@ def build(config: ml_collections.ConfigDict) -> Job:
     preprocess = data.preprocess(train.images, config.crop_padding, config.flip)
     # A second one, now with the data: what does not fit it says so before the workdir is made.
     x = jax.eval_shape(preprocess.evaluate, train.images[: config.batch_size])
-    _rehearse(learner, x, train.labels[: config.batch_size])
+    plain = config.loss == "softmax_cross_entropy" and not own
+    with theirs_if_so(own):
+        _rehearse(learner, metric, x, train.labels[: config.batch_size], whole=not plain)
     # One kind of estimator serves the whole chain.
     estimator = learner.estimators[0] if learner.estimators else estimators.backprop()
     return Job(
@@ -111,7 +121,8 @@ def build(config: ml_collections.ConfigDict) -> Job:
         validation=validation,
         preprocess=preprocess,
         learner=learner,
-        execution=make_execution(learner_on, preprocess),
+        metric=metric,
+        execution=make_execution(learner_on, preprocess, metric),
         description={
             "method": estimator.name,
             "estimate_sees": ", ".join(estimator.estimate_sees),
@@ -121,6 +132,7 @@ def build(config: ml_collections.ConfigDict) -> Job:
             "update_probability": config.update_probability,
             "validation_examples": config.validation_examples,
             "parallel": config.parallel.mode,
+            **_told_of_objectives(config, metric),
         },
         seed=config.seed,
         epochs=config.epochs,
@@ -130,6 +142,7 @@ def build(config: ml_collections.ConfigDict) -> Job:
         checkpoint_every=config.checkpoint_every,
         skip_not_finite=config.skip_not_finite,
         show_test=config.show_test,
+        own_names=own,
     )
 
 
@@ -159,7 +172,7 @@ def make_learner_of(
     return make_learner(
         links,
         [estimator] * (len(links) - 1),
-        losses.softmax_cross_entropy,
+        _loss(config),
         watched(_clipped(adamw, config.optimizer.clip_norm), skip),
         _clipped(adam, config.estimator_optimizer.clip_norm),
         update_probability=config.update_probability,
@@ -181,15 +194,17 @@ def parse_boundaries(text: str, num_layers: int) -> list[int]:
 def _choices() -> dict[str, Collection[str]]:
     """The names that each field may have which becomes code here."""
     plain = {
-        name for name, maker in methods().items() if "estimator" not in inspect.signature(maker).parameters
+        name for name, maker in METHODS.items() if "estimator" not in inspect.signature(maker).parameters
     }
     return {
         "dataset": [*_MAKERS, *_LOADERS],
         "model.name": _MODELS,
         "model.norm": NORMS,
         "model.backward_rule": _BACKWARD_RULES,
+        "loss": LOSSES,
+        "metric": METRICS,
         "model.dtype": _DTYPES,
-        "estimator.name": methods(),
+        "estimator.name": METHODS,
         "estimator.bp_lambda.estimator": plain,
         "optimizer.schedule": _SCHEDULES,
         "estimator_optimizer.schedule": _SCHEDULES,
@@ -199,6 +214,10 @@ def _choices() -> dict[str, Collection[str]]:
 
 
 def _dataset(config: ml_collections.ConfigDict) -> Dataset:
+    if is_own(name := config.dataset):
+        made = call("dataset", name, {"data_dir": config.data_dir, "download": config.download})
+        with theirs_if_so({"dataset": name}):  # reading the examples is
+            return data.own_dataset(made, name, multi_label=config.loss == "sigmoid_cross_entropy")
     if config.dataset in _LOADERS:
         return _LOADERS[config.dataset](config.data_dir, config.download)
     if config.data_dir:
@@ -208,20 +227,45 @@ def _dataset(config: ml_collections.ConfigDict) -> Dataset:
     return _MAKERS[config.dataset]()
 
 
-def _rehearse(learner: Learner, x: Any, y: Any) -> None:
+def _loss(config: ml_collections.ConfigDict) -> Loss:
+    return find_function("loss", config.loss) if is_own(config.loss) else LOSSES[config.loss]
+
+
+def _metric(config: ml_collections.ConfigDict) -> Metric:
+    if not is_own(name := config.metric):
+        return METRICS[name]
+    return own_metric(f"config.metric is {name!r}", name.partition(":")[2], find("metric", name))
+
+
+def _told_of_objectives(config: ml_collections.ConfigDict, metric: Metric) -> dict[str, Any]:
+    """Of loss and metric, where they are not what a classifier has."""
+    told: dict[str, Any] = {}
+    if config.loss != "softmax_cross_entropy":
+        told["loss"] = config.loss
+    if config.metric != "accuracy":
+        told |= {"metric": metric.name, "larger_is_better": metric.larger_is_better}
+    return told
+
+
+def _rehearse(learner: Learner, metric: Metric, x: Any, y: Any, whole: bool) -> None:
     """Shapes alone, of the start and of a forward pass in training: what does not fit says so.
 
     Args:
       x, y: a whole batch, or its shapes.
+      whole: of all else that a run does with the network too, which takes longer.
     """
 
     def forward(key: Key, x: Array, y: Array) -> Array:
         state = learner.unstack(learner.init(key, x, y))
         for module, own in zip(learner.modules, state.modules, strict=True):
             x, _ = module.apply(own.params, own.state, x, key, True)
-        return x
+        return checked_scores(metric.function(x, y), len(y))
 
     jax.eval_shape(forward, jax.random.key(0), x, y)
+    if whole:
+        state = jax.eval_shape(learner.init, jax.random.key(0), x, y)
+        jax.eval_shape(learner.update, state, x, y, jax.random.key(0))
+        jax.eval_shape(learner.predict, state, x)
 
 
 def _network(
@@ -232,26 +276,25 @@ def _network(
     rule = _BACKWARD_RULES[config.model.backward_rule]
     if rule is not None:
         modules = [with_backward_rule(module, rule) for module in modules]
-    return modules, estimator_of(config.estimator, num_classes, config.estimator.name)
+    return modules, estimator_of(config.estimator, num_classes, config.estimator.name, _loss(config))
 
 
 def _layers(config: ml_collections.ConfigDict, num_classes: int, axis_name: str | None) -> list[Module]:
-    return _MODELS[config.name](
-        config[config.name],
-        num_classes,
-        norm=config.norm,
-        dtype=_DTYPES[config.dtype],
-        axis_name=axis_name,
-    )
+    given = {"norm": config.norm, "dtype": _DTYPES[config.dtype], "axis_name": axis_name}
+    if is_own(config.name):
+        made = call("model.name", config.name, {"num_outputs": num_classes, **given}, options_of(config))
+        with naming(f"config.model.name is {config.name!r}, which returns something else"):
+            return list(listed("module", made, check_module))
+    return _MODELS[config.name](config[config.name], num_classes, **given)
 
 
 def _execution(
     config: ml_collections.ConfigDict,
-) -> Callable[[Callable[[str | None], Learner], data.Preprocess], Execution]:
+) -> Callable[[Callable[[str | None], Learner], data.Preprocess, Metric], Execution]:
     """How steps are compiled and run.
 
     Returns:
-      (name of a mapped axis, or None -> a learner for it), preprocess -> Execution.
+      (name of a mapped axis, or None -> a learner for it), preprocess, metric -> Execution.
     """
     mode, devices, processes = config.parallel.mode, config.parallel.devices, jax.process_count()
     axis_name, make = _MODES[mode]
@@ -277,7 +320,7 @@ def _execution(
         placed = (parallel.stage_mesh(devices, config.parallel.stages, config.batch_size),)
     elif mode != "none":
         placed = (parallel.data_mesh(devices, config.batch_size),)
-    return lambda learner_on, preprocess: make(learner_on(axis_name), preprocess, *placed)
+    return lambda learner_on, preprocess, metric: make(learner_on(axis_name), preprocess, metric, *placed)
 
 
 def _clipped(adam: optax.GradientTransformation, clip_norm: float) -> optax.GradientTransformation:

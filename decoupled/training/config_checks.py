@@ -6,10 +6,12 @@ checked where that is known.
 
 import difflib
 from collections.abc import Collection, Iterator, Mapping
+from math import isfinite
 from typing import Any, NamedTuple
 
 from decoupled.errors import UsageError
 from decoupled.extras import extra
+from decoupled.training.own_names import is_own
 
 with extra("train"):
     import ml_collections
@@ -110,6 +112,9 @@ _YES_OR_NO = (
     "show_test",
 )
 _TEXTS = ("data_dir", "boundaries")
+# May name a function of one's own, module:function, too; and what such functions read, which is theirs.
+_OWN = ("dataset", "model.name", "estimator.name", "estimator.bp_lambda.estimator", "loss", "metric")
+_OPTIONS = ("model.options", "estimator.options")
 
 
 def check(config: ml_collections.ConfigDict, choices: Mapping[str, Collection[str]]) -> None:
@@ -127,14 +132,19 @@ def check(config: ml_collections.ConfigDict, choices: Mapping[str, Collection[st
         raise UsageError(f"nothing reads config.{field}: {_advice(field, known)}")
     for field, names in choices.items():
         value = value_of(config, field)
+        if field in _OWN and is_own(value):
+            continue
         if not isinstance(value, str) or value not in names:
-            raise _refused(field, value, f"one of {', '.join(sorted(names))}")
+            own = ", or a function of your own, module:function" if field in _OWN else ""
+            raise _refused(field, value, f"one of {', '.join(sorted(names))}{own}")
     for field, allowed in RANGES.items():
         check_range(config, field, allowed)
     for fields, kind, name in ((_YES_OR_NO, bool, "True or False"), (_TEXTS, str, "a text")):
         for field in fields:
             if not isinstance(value := value_of(config, field), kind):
                 raise _refused(field, value, name)
+    for field in _OPTIONS:
+        _check_options(field, options_of(value_of(config, field.partition(".")[0])))
 
 
 def fields_known(choices: Mapping[str, Collection[str]]) -> list[str]:
@@ -169,6 +179,37 @@ def value_of(config: ml_collections.ConfigDict, field: str) -> Any:
     return value
 
 
+def options_of(section: ml_collections.ConfigDict) -> Any:
+    """The fields for a function of one's own, in a section that may have some, as a dict."""
+    options = section.get("options", {})
+    return options.to_dict() if isinstance(options, ml_collections.ConfigDict) else options
+
+
+def own_names(config: ml_collections.ConfigDict) -> dict[str, str]:
+    """Those fields in use that name a function of one's own."""
+    values = {field: value_of(config, field) for field in _OWN}
+    if config.estimator.name != "bp_lambda":
+        del values["estimator.bp_lambda.estimator"]
+    return {field: value for field, value in values.items() if is_own(value)}
+
+
+def _check_options(field: str, options: Any) -> None:
+    """That a run can save them and find them again as they are."""
+    if not isinstance(options, dict):
+        raise _refused(field, options, f"a section of fields, like config.{field}.width")
+    for name, value in options.items():
+        if isinstance(value, dict):
+            _check_options(f"{field}.{name}", value)
+        elif not _is_plain(value):
+            raise _refused(f"{field}.{name}", value, "numbers, texts, True, False, None or tuples of them")
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return all(map(_is_plain, value))
+    return value is None or type(value) in (bool, int, str) or (type(value) is float and isfinite(value))
+
+
 def _unread(config: ml_collections.ConfigDict, known: Collection[str], path: str = "") -> Iterator[str]:
     """Fields and sections that are not among those known.
 
@@ -177,6 +218,8 @@ def _unread(config: ml_collections.ConfigDict, known: Collection[str], path: str
     """
     for name, value in config.items():
         field = f"{path}{name}"
+        if field in _OPTIONS:
+            continue
         within = [other for other in known if other.startswith(f"{field}.")]
         if within and isinstance(value, ml_collections.ConfigDict):
             yield from _unread(value, known, f"{field}.")

@@ -19,7 +19,9 @@ from decoupled.training.clock import Clock, Times
 from decoupled.training.execution import Execution
 from decoupled.training.interruption import StopRequests, agreed
 from decoupled.training.monitor import Monitor
+from decoupled.training.objectives import Metric
 from decoupled.training.overview import describe_modules, overview
+from decoupled.training.own_names import theirs_if_so
 from decoupled.training.progress import Progress, SilentProgress
 from decoupled.training.report import render_report
 from decoupled.training.resume import check_data, resume
@@ -37,6 +39,7 @@ class Job(NamedTuple):
       validation: held-out training examples; may be empty.
       preprocess: bytes to inputs.
       learner: the modules and how they are trained, on whole batches.
+      metric: that it is judged by.
       execution: how its steps are compiled, and where state and batches live.
       description: facts about the run that go into its summary (method, model, ...).
       seed: of parameters, order of examples and all other randomness.
@@ -45,6 +48,7 @@ class Job(NamedTuple):
       checkpoint_every: steps between checkpoints; 0 for none but where the run ends or is asked to stop.
       skip_not_finite: whether the learner's optimizers skip updates that are not finite.
       show_test: report the test accuracy after each epoch too. It never steers anything.
+      own_names: of functions of one's own, by field of the config.
     """
 
     dataset: Dataset
@@ -52,6 +56,7 @@ class Job(NamedTuple):
     validation: Split
     preprocess: Preprocess
     learner: Learner
+    metric: Metric
     execution: Execution
     description: dict[str, Any]
     seed: int
@@ -62,6 +67,7 @@ class Job(NamedTuple):
     checkpoint_every: int
     skip_not_finite: bool
     show_test: bool
+    own_names: dict[str, str]
 
 
 def train_and_evaluate(job: Job, workdir: Workdir | NoWorkdir) -> dict[str, Any]:
@@ -74,13 +80,15 @@ def train_and_evaluate(job: Job, workdir: Workdir | NoWorkdir) -> dict[str, Any]
       What it stored in the workdir's summary.json.
 
     Raises:
-      UsageError: the batch is larger than the training set, or the run that is there cannot go on so.
+      UsageError: the batch is larger than the training set, or the run that is there cannot go on so; or
+        a function of one's own fails.
       DataError: there are checkpoints, but none of them can be read, or they are another network's, or of a
         run on other data.
       TrainingError: a number is no longer finite, or results cannot be written.
       Interrupted: it was asked to stop.
     """
-    with StopRequests() as requests:
+    folder = workdir.path if isinstance(workdir, Workdir) else None
+    with StopRequests() as requests, theirs_if_so(job.own_names, folder):
         summary = _train_and_evaluate(job, workdir, requests)
     if stop := agreed(requests.noted):
         raise Interrupted(
@@ -113,7 +121,8 @@ def _train_and_evaluate(job: Job, workdir: Workdir | NoWorkdir, requests: StopRe
     # Compiled ahead: the first step costs no more than others, and no later one can retrace.
     step = execution.compile_step(state, place_totals(), *placed, step_key)
     align = execution.measure(alignment_step(learner, job.preprocess))
-    evaluate = evaluator(learner, job.preprocess, min(1000, max(job.batch_size, 100)), execution)
+    at_once = min(1000, max(job.batch_size, 100))
+    evaluate = evaluator(learner, job.preprocess, at_once, execution, job.metric)
 
     def look(done: int, state: Any, batch: Any, measured: bool, epoch_ends: bool) -> None:
         """Measures the network between two steps."""
@@ -140,7 +149,8 @@ def _train_and_evaluate(job: Job, workdir: Workdir | NoWorkdir, requests: StopRe
             f"{job.dataset.name}: {len(train)} training examples, from {job.dataset.source}\n"
             f"{overview(modules)}"
         )
-        monitor = Monitor(workdir, progress, [m["name"] for m in modules[:-1]], job.skip_not_finite)
+        below = [m["name"] for m in modules[:-1]]
+        monitor = Monitor(workdir, progress, below, job.skip_not_finite, job.metric)
         saved = workdir.resume(progress.say)
         check_data(job.fingerprint, job.dataset.source, saved)
         state, totals, done = resume(
@@ -199,7 +209,7 @@ def _train_and_evaluate(job: Job, workdir: Workdir | NoWorkdir, requests: StopRe
         "epochs": job.epochs,
         "batch_size": job.batch_size,
         "steps": done,
-        "test_accuracy": test["accuracy"],
+        f"test_{job.metric.name}": test[job.metric.name],
         "test_loss": test["loss"],
         "examples_per_second": done * job.batch_size / clock.times().trained,
         "seconds": time.monotonic() - started,
@@ -217,14 +227,19 @@ def _train_and_evaluate(job: Job, workdir: Workdir | NoWorkdir, requests: StopRe
 
 def _needed_to_predict(job: Job) -> dict[str, Any]:
     """What of the data a trained network needs, once they are not at hand."""
+    inputs, targets = job.dataset.train
+    mean, deviation = job.preprocess.mean, job.preprocess.deviation
     return {
         "dataset": job.dataset.name,
         "source": job.dataset.source,
         "fingerprint": job.fingerprint,
         "num_classes": job.dataset.num_classes,
-        "image_shape": list(job.dataset.train.images.shape[1:]),
-        "mean": job.preprocess.mean.tolist(),
-        "deviation": job.preprocess.deviation.tolist(),
+        "image_shape": list(inputs.shape[1:]),
+        "dtype": str(inputs.dtype),
+        "target_shape": list(targets.shape[1:]),
+        "target_dtype": str(targets.dtype),
+        "mean": None if mean is None else mean.tolist(),
+        "deviation": None if deviation is None else deviation.tolist(),
     }
 
 

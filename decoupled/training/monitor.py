@@ -7,6 +7,7 @@ from typing import Any
 
 from decoupled.errors import TrainingError
 from decoupled.learning.watch import Watch
+from decoupled.training.objectives import ACCURACY, Metric
 from decoupled.training.progress import Progress
 from decoupled.training.step import Totals
 from decoupled.training.workdir import NoWorkdir, Workdir
@@ -23,6 +24,7 @@ class Monitor:
     Args:
       boundaries: the name of the module below each boundary.
       skips: updates with numbers that are not finite are left out, and need not stop the run.
+      metric: that the run is judged by.
     """
 
     def __init__(
@@ -31,11 +33,13 @@ class Monitor:
         progress: Progress,
         boundaries: Sequence[str],
         skips: bool = False,
+        metric: Metric = ACCURACY,
     ):
         self._workdir = workdir
         self._progress = progress
         self._boundaries = boundaries
         self._skips = skips
+        self._metric = metric
         self._latest: dict[str, list[float | None]] = {"estimator loss": [], "R2": [], "cosine": []}
         self._best: dict[str, float] | None = None
         self._skipped: dict[str, Watch] = {}
@@ -43,7 +47,7 @@ class Monitor:
 
     @property
     def best(self) -> dict[str, float] | None:
-        """Accuracy on held-out examples where it was highest, and the step; None without such examples."""
+        """The metric on held-out examples where it was best, and the step; None without such examples."""
         return self._best
 
     def notes(self) -> dict[str, Any]:
@@ -53,6 +57,8 @@ class Monitor:
     def go_on(self, notes: dict[str, Any]) -> None:
         """Continues where another left off."""
         self._latest, self._best = notes["latest"], notes["best"]
+        if self._best and self._metric.name not in self._best:
+            self._best = None  # of another metric, before the config was changed
 
     def check(self, step: int, watches: Sequence[Watch]) -> None:
         """Reports gradients that were not finite.
@@ -79,15 +85,15 @@ class Monitor:
 
     def training(self, step: int, epoch: float, totals: Totals, examples_per_second: float) -> None:
         """Reports the steps in `totals`."""
-        record = _means(totals)
+        record = _means(totals, self._metric.name)
         if self._skips:
             record = {name: _finite_only(value) for name, value in record.items()}
-        self._check_finite(step, record["loss"], record["estimator_loss"])
+        self._check_finite(step, record["loss"], record["estimator_loss"], record[self._metric.name])
         self._warn_of_divergence(step, record["r2"])
         record["examples_per_second"] = examples_per_second
         self._workdir.log("train", step, {"epoch": epoch, **record})
         self._latest |= {"estimator loss": record["estimator_loss"], "R2": record["r2"]}
-        self._progress.show(step, _headline(record))
+        self._progress.show(step, _headline(record, self._metric.name))
 
     def alignment(self, step: int, cosines: Sequence[float]) -> None:
         """Reports the cosine of estimated and true gradient at every boundary."""
@@ -97,18 +103,18 @@ class Monitor:
         self._latest["cosine"] = values
 
     def evaluation(self, kind: str, step: int, epoch: int, result: dict[str, float]) -> bool:
-        """Reports accuracy and loss on the "validation" or "test" split.
+        """Reports metric and loss on the "validation" or "test" split.
 
         Returns:
           Whether the network has never been so good on held-out examples.
         """
-        self._check_finite(step, result["loss"], [None] * len(self._boundaries))
+        name, score = self._metric.name, result[self._metric.name]
+        self._check_finite(step, result["loss"], [None] * len(self._boundaries), score)
         self._workdir.log(kind, step, {"epoch": epoch, **result})
-        scores = f"accuracy {result['accuracy']:.4f}  loss {result['loss']:.4f}"
-        self._progress.say(f"epoch {epoch}  {kind} {scores}")
-        if kind != "validation" or (self._best and result["accuracy"] <= self._best["accuracy"]):
+        self._progress.say(f"epoch {epoch}  {kind} {name} {score:.4f}  loss {result['loss']:.4f}")
+        if kind != "validation" or (self._best and not self._metric.is_better(score, self._best[name])):
             return False
-        self._best = {"accuracy": result["accuracy"], "step": step}
+        self._best = {name: score, "step": step}
         return True
 
     def boundaries(self) -> None:
@@ -134,8 +140,15 @@ class Monitor:
                     " config.estimator_optimizer.learning_rate"
                 )
 
-    def _check_finite(self, step: int, loss: float | None, per_boundary: Sequence[float | None]) -> None:
-        bad = [] if loss is None or math.isfinite(loss) else ["the loss"]
+    def _check_finite(
+        self,
+        step: int,
+        loss: float | None,
+        per_boundary: Sequence[float | None],
+        score: float | None = None,
+    ) -> None:
+        told = {"the loss": loss, f"the metric {self._metric.name}": score}
+        bad = [name for name, value in told.items() if value is not None and not math.isfinite(value)]
         bad += [
             f"the estimator after {name}"
             for name, value in zip(self._boundaries, per_boundary, strict=True)
@@ -154,12 +167,12 @@ class Monitor:
         )
 
 
-def _means(totals: Totals) -> dict[str, Any]:
+def _means(totals: Totals, metric: str) -> dict[str, Any]:
     """Averages, ready for JSON."""
     boundaries, steps = totals.boundaries, max(1, int(totals.steps))
     return {
         "loss": float(totals.loss) / steps,
-        "accuracy": float(totals.accuracy) / steps,
+        metric: float(totals.score) / steps,
         "estimator_loss": [None if b is None else float(b.loss) / steps for b in boundaries],
         # None where there is no target, or none but zeros.
         "r2": [
@@ -182,11 +195,10 @@ def _finite_only(value: Any) -> Any:
     return value if value is None or math.isfinite(value) else None
 
 
-def _headline(record: dict[str, Any]) -> dict[str, float]:
+def _headline(record: dict[str, Any], metric: str) -> dict[str, float]:
     known = [r2 for r2 in record["r2"] if r2 is not None]
     return {
-        **({"loss": record["loss"]} if record["loss"] is not None else {}),
-        "accuracy": record["accuracy"],
+        **{name: record[name] for name in ("loss", metric) if record[name] is not None},
         "examples/s": record["examples_per_second"],
         **({"worst R2": min(known)} if known else {}),
     }

@@ -20,15 +20,16 @@ from decoupled.errors import UsageError
 from decoupled.learning.learner import Learner
 from decoupled.parallel.pipeline import make_mesh
 from decoupled.training.execution import Execution
+from decoupled.training.objectives import Metric
 from decoupled.training.step import advance, prepare, train_step
 from decoupled.types import Array
 
 AXIS = "data"
 
 
-def one_device(learner: Learner, preprocess: Preprocess) -> Execution:
+def one_device(learner: Learner, preprocess: Preprocess, metric: Metric) -> Execution:
     """Everything on the first device."""
-    step = jax.jit(train_step(learner, preprocess), donate_argnums=(0, 1))
+    step = jax.jit(train_step(learner, preprocess, metric=metric), donate_argnums=(0, 1))
     return Execution(
         devices=1,
         rows=lambda batch_size: slice(batch_size),
@@ -39,24 +40,27 @@ def one_device(learner: Learner, preprocess: Preprocess) -> Execution:
     )
 
 
-def on_mesh(learner: Learner, preprocess: Preprocess, mesh: Mesh) -> Execution:
+def on_mesh(learner: Learner, preprocess: Preprocess, metric: Metric, mesh: Mesh) -> Execution:
     """The compiler splits the step: `jit` with a batch that lies in rows on the devices of `mesh`."""
-    return _whole_step(train_step(learner, preprocess), mesh)
+    return _whole_step(train_step(learner, preprocess, metric=metric), mesh)
 
 
-def by_shard_map(learner: Learner, preprocess: Preprocess, mesh: Mesh) -> Execution:
+def by_shard_map(learner: Learner, preprocess: Preprocess, metric: Metric, mesh: Mesh) -> Execution:
     """`shard_map` splits the update: each device runs it on its own rows, and the learner averages.
 
     Args:
       learner: made with `axis_name=AXIS`.
     """
     split_advance = jax.shard_map(
-        advance(learner), mesh=mesh, in_specs=(P(), P(), P(AXIS), P(AXIS), P()), out_specs=(P(), P())
+        advance(learner, metric),
+        mesh=mesh,
+        in_specs=(P(), P(), P(AXIS), P(AXIS), P()),
+        out_specs=(P(), P()),
     )
     return _whole_step(train_step(learner, preprocess, split_advance), mesh)
 
 
-def by_pmap(learner: Learner, preprocess: Preprocess, mesh: Mesh) -> Execution:
+def by_pmap(learner: Learner, preprocess: Preprocess, metric: Metric, mesh: Mesh) -> Execution:
     """`pmap` splits the update: each device runs it on its own rows, and the learner averages.
 
     Args:
@@ -74,7 +78,7 @@ def by_pmap(learner: Learner, preprocess: Preprocess, mesh: Mesh) -> Execution:
 
     split_inputs = jax.jit(split_inputs, out_shardings=(in_rows, in_rows, replicated))
     update = jax.pmap(
-        advance(learner),
+        advance(learner, metric),
         AXIS,
         in_axes=(None, None, 0, 0, None),
         out_axes=None,

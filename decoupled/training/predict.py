@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +18,12 @@ from decoupled.data.augment import standardise
 from decoupled.errors import DataError, UsageError
 from decoupled.training import load_trained
 from decoupled.training.builder import make_learner_of
+from decoupled.training.config_checks import own_names
+from decoupled.training.own_names import theirs_if_so
 from decoupled.training.saved_config import CONFIG_FILE, config_of_run
 from decoupled.types import Array
+
+_KINDS = (jnp.floating, jnp.integer, jnp.bool_)
 
 
 def load_predictor(
@@ -34,7 +39,8 @@ def load_predictor(
     Returns:
       A function from images as the data set has them here, (examples, height, width, channels) in uint8
       from 0 to 255 (scikit-learn's digits, which are from 0 to 16, times 255 / 16), to logits,
-      (examples, classes) in float32. It raises UsageError for images of another kind.
+      (examples, classes) in float32; of a network trained on other inputs, from (examples, ...) of their
+      kind. It raises UsageError for inputs of another kind.
 
     Raises:
       UsageError: the folder holds no run, or its config is none of this version; or `which` is neither.
@@ -45,24 +51,36 @@ def load_predictor(
     try:
         data = json.loads((workdir / "data.json").read_bytes())
         shape, num_classes = tuple(data["image_shape"]), data["num_classes"]
-        inputs = standardise(np.array(data["mean"]), np.array(data["deviation"]))
+        statistics = [None if (s := data[name]) is None else np.array(s) for name in ("mean", "deviation")]
+        inputs = standardise(*statistics)
+        # Of a run before inputs could be anything else, nothing is told of them.
+        dtype = np.dtype(data.get("dtype", "uint8"))
+        y = jax.ShapeDtypeStruct((1, *data.get("target_shape", ())), data.get("target_dtype", "int32"))
     except (KeyError, OSError, TypeError, ValueError) as error:
         raise DataError(f"{workdir / 'data.json'} is missing or damaged ({error}): train anew") from error
     try:
         learner = make_learner_of(config, num_classes, all_steps=1)
     except UsageError as error:
         raise UsageError(f"{workdir / CONFIG_FILE}: {error}") from error
-    x = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-    like = jax.eval_shape(learner.init, jax.random.key(0), x, jax.ShapeDtypeStruct((1,), jnp.int32))
+    x = jax.eval_shape(inputs, jax.ShapeDtypeStruct((1, *shape), dtype))
+    with theirs_if_so(own_names(config)):
+        like = jax.eval_shape(learner.init, jax.random.key(0), x, y)
     state = load_trained(workdir, like, which)
     network = jax.jit(lambda state, images: learner.predict(state, inputs(images)).astype(jnp.float32))
 
     def predict(images: np.ndarray | Array) -> Array:
-        if images.shape[1:] != shape or images.dtype != np.uint8:
+        if images.shape[1:] != shape or not _serves(images.dtype, dtype, statistics[0] is not None):
             raise UsageError(
-                f"images are {images.dtype} of shape {images.shape}, but this network takes uint8 of shape"
-                f" (examples, {', '.join(map(str, shape))})"
+                f"images are {images.dtype} of shape {images.shape}, but this network takes {dtype} of"
+                f" shape (examples, {', '.join(map(str, shape))})"
             )
         return network(state, images)
 
     return predict
+
+
+def _serves(given: Any, wanted: np.dtype, standardised: bool) -> bool:
+    """Whether inputs of one type mean what those of another do: numbers of a kind, in any width."""
+    if standardised:
+        return given == wanted
+    return any(jnp.issubdtype(given, kind) and jnp.issubdtype(wanted, kind) for kind in _KINDS)

@@ -27,9 +27,15 @@ def render_report(summary: dict[str, Any], metrics: list[dict[str, Any]]) -> str
     modules = summary["modules"]
     facts = [(name, value) for name, value in summary.items() if name not in ("modules", "versions")]
     facts += [(f"{name} version", value) for name, value in summary["versions"].items()]
+    score, title, label = "accuracy", "Accuracy", "fraction correct"
+    if "metric" in summary:
+        score = title = summary["metric"]
+        label = "larger is better" if summary["larger_is_better"] else "smaller is better"
+    curves = _curves(metrics, "loss")
+    unit = "nats per example" if "loss" not in summary else "per example"
     figures = [
-        svg(_figure("Accuracy", "fraction correct", _curves(metrics, "accuracy"))),
-        svg(_figure("Loss", "nats per example", _curves(metrics, "loss"), log=True)),
+        svg(_figure(title, label, _curves(metrics, score))),
+        svg(_figure("Loss", unit, curves, log=all(v > 0 for curve in curves for _, v in curve.points))),
         *_boundary_figures(metrics, [module["name"] for module in modules]),
     ]
     return page(

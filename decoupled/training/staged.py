@@ -1,6 +1,7 @@
 """Ways to run a training step as more than one program: dispatched module by module, or pipelined."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,16 +15,17 @@ from decoupled.learning.learner import Learner
 from decoupled.learning.state import LearnerState
 from decoupled.parallel.pipeline import PipelineState, make_pipeline
 from decoupled.training.execution import Execution
+from decoupled.training.objectives import Metric
 from decoupled.training.step import Totals, add_step, prepare
 from decoupled.types import Array, Key
 
 
-def by_dispatch(learner: Learner, preprocess: Preprocess) -> Execution:
+def by_dispatch(learner: Learner, preprocess: Preprocess, metric: Metric) -> Execution:
     """On one device, one program a module; equal modules share theirs."""
     update = dispatched(learner)
     make_ready = jax.jit(lambda step, images, key: prepare(preprocess, step, images, key))
 
-    add = jax.jit(add_step, donate_argnums=0)
+    add = jax.jit(partial(add_step, metric=metric), donate_argnums=0)
 
     def step(state: LearnerState, totals: Totals, images: Array, labels: Array, key: Key) -> Any:
         inputs, update_key = make_ready(state.step, images, key)
@@ -33,13 +35,17 @@ def by_dispatch(learner: Learner, preprocess: Preprocess) -> Execution:
     return _on_whole_batches(1, step)
 
 
-def by_pipeline(learner: Learner, preprocess: Preprocess, mesh: Mesh) -> Execution:
+def by_pipeline(learner: Learner, preprocess: Preprocess, metric: Metric, mesh: Mesh) -> Execution:
     """Stage by stage on a (data, stage) mesh; see `decoupled.parallel.pipeline`.
 
-    A step feeds one minibatch. The loss and accuracy that come with it are of an earlier one, as many steps
+    A step feeds one minibatch. The loss and score that come with it are of an earlier one, as many steps
     before as there are stages above the lowest.
     """
-    pipeline = make_pipeline(learner, mesh, _loss_and_accuracy)
+
+    def loss_and_score(losses: Array, output: Array, examples: Examples) -> tuple[Array, Array, Array]:
+        return jnp.ones(()), jnp.mean(losses), jnp.mean(metric.function(output, examples.y))
+
+    pipeline = make_pipeline(learner, mesh, loss_and_score)
     make_ready = jax.jit(lambda step, images, key: prepare(preprocess, step, images, key))
 
     def step(
@@ -100,12 +106,8 @@ def _on_whole_batches(devices: int, step: Any) -> Execution:
     )
 
 
-def _loss_and_accuracy(losses: Array, output: Array, examples: Examples) -> tuple[Array, Array, Array]:
-    return jnp.ones(()), jnp.mean(losses), jnp.mean(output.argmax(-1) == examples.y)
-
-
 def _totals_of(state: PipelineState) -> Totals:
     """The sums that the stages keep, as the training loop reads them."""
-    steps, loss, accuracy = state.stages[-1].totals.measured
+    steps, loss, score = state.stages[-1].totals.measured
     boundaries = tuple(metrics for stage in state.stages for metrics in stage.totals.boundaries)
-    return Totals(steps, loss, accuracy, boundaries)
+    return Totals(steps, loss, score, boundaries)

@@ -14,6 +14,7 @@ from decoupled.learning.module_update import mean_over, no_metrics
 from decoupled.learning.stack import Stack
 from decoupled.learning.state import BoundaryMetrics, LearnerState, Metrics
 from decoupled.training.execution import Execution
+from decoupled.training.objectives import ACCURACY, Metric
 from decoupled.types import Array, Estimator, Key, Module
 
 
@@ -23,14 +24,14 @@ class Totals(NamedTuple):
     Attributes:
       steps: whose loss has come in.
       loss: sum of batch means.
-      accuracy: sum of batch means.
+      score: sum of batch means of the run's metric.
       boundaries: sums of each boundary's metrics, those of a stack in one array; None where the estimator
         is not trained.
     """
 
     steps: Array
     loss: Array
-    accuracy: Array
+    score: Array
     boundaries: tuple[BoundaryMetrics | None, ...]
 
 
@@ -41,14 +42,20 @@ def no_totals(learner: Learner) -> Totals:
         return no_metrics(spec, (len(link.names),) if isinstance(link, Stack) else ())
 
     boundaries = tuple(map(zeros, learner.chain.links, learner.chain.estimators))
-    steps, loss, accuracy = (jnp.zeros((), jnp.float32) for _ in range(3))  # apart, since they are donated
-    return Totals(steps, loss, accuracy, boundaries)
+    steps, loss, score = (jnp.zeros((), jnp.float32) for _ in range(3))  # apart, since they are donated
+    return Totals(steps, loss, score, boundaries)
 
 
-def add_step(totals: Totals, metrics: Metrics, labels: Array, axis_name: str | None = None) -> Totals:
+def add_step(
+    totals: Totals,
+    metrics: Metrics,
+    labels: Array,
+    axis_name: str | None = None,
+    metric: Metric = ACCURACY,
+) -> Totals:
     """Totals with one step more; `axis_name` is the learner's."""
-    accuracy = mean_over(axis_name, jnp.mean(metrics.output.argmax(-1) == labels))
-    new = Totals(jnp.ones(()), metrics.loss, accuracy, metrics.boundaries)
+    score = mean_over(axis_name, jnp.mean(metric.function(metrics.output, labels)))
+    new = Totals(jnp.ones(()), metrics.loss, score, metrics.boundaries)
     return jax.tree.map(jnp.add, totals, new)
 
 
@@ -61,7 +68,7 @@ def prepare(preprocess: Preprocess, step: Array, images: Array, key: Key) -> tup
     return preprocess.train(prepare_key, images), update_key
 
 
-def advance(learner: Learner) -> Callable:
+def advance(learner: Learner, metric: Metric = ACCURACY) -> Callable:
     """A pure (state, totals, inputs, labels, update_key) -> (state, totals).
 
     Under the learner's mapped axis, if it has one, each device gives its part of the batch.
@@ -71,18 +78,23 @@ def advance(learner: Learner) -> Callable:
         state: LearnerState, totals: Totals, inputs: Array, labels: Array, key: Key
     ) -> tuple[LearnerState, Totals]:
         state, metrics = learner.update(state, inputs, labels, key)
-        return state, add_step(totals, metrics, labels, learner.rules.axis_name)
+        return state, add_step(totals, metrics, labels, learner.rules.axis_name, metric)
 
     return update
 
 
-def train_step(learner: Learner, preprocess: Preprocess, update: Callable | None = None) -> Callable:
+def train_step(
+    learner: Learner,
+    preprocess: Preprocess,
+    update: Callable | None = None,
+    metric: Metric = ACCURACY,
+) -> Callable:
     """A pure (state, totals, images, labels, key) -> (state, totals).
 
     Args:
-      update: in place of `advance(learner)`, to the same effect.
+      update: in place of `advance(learner, metric)`, to the same effect.
     """
-    update = update or advance(learner)
+    update = update or advance(learner, metric)
 
     def step(
         state: LearnerState, totals: Totals, images: Array, labels: Array, key: Key
@@ -108,8 +120,9 @@ def evaluator(
     preprocess: Preprocess,
     batch_size: int,
     execution: Execution | None = None,
+    metric: Metric = ACCURACY,
 ) -> Callable[[LearnerState, Split], dict[str, float]]:
-    """A function (state, split) -> accuracy and mean loss over all its examples.
+    """A function (state, split) -> means over all its examples of the metric, by its name, and of the loss.
 
     Args:
       batch_size: at least; rounded up to what the devices can share alike.
@@ -122,8 +135,8 @@ def evaluator(
 
     def sums(state: LearnerState, images: Array, labels: Array, real: Array) -> Array:
         output = learner.predict(state, preprocess.evaluate(images))
-        losses, correct = learner.loss(output, labels), output.argmax(-1) == labels
-        return jnp.stack([jnp.sum(jnp.where(real, values, 0)) for values in (losses, correct)])
+        losses, scores = learner.loss(output, labels), metric.function(output, labels)
+        return jnp.stack([jnp.sum(jnp.where(real, values, 0)) for values in (losses, scores)])
 
     compiled = jax.jit(sums) if execution is None else execution.measure(sums)
 
@@ -134,11 +147,12 @@ def evaluator(
             # The last batch is filled up, so that one compiled shape serves all.
             missing = batch_size - len(labels)
             real = np.arange(batch_size) < len(labels)
-            images = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
-            labels = np.pad(labels, (0, missing))
+            images, labels = (
+                np.pad(part, ((0, missing), *[(0, 0)] * (part.ndim - 1))) for part in (images, labels)
+            )
             batch = (images[rows], labels[rows], real[rows])
             totals.append(compiled(state, *(batch if execution is None else execution.place_batch(batch))))
-        loss, correct = np.stack(jax.device_get(totals)).astype(np.float64).sum(0).tolist()
-        return {"accuracy": correct / len(split), "loss": loss / len(split)}
+        loss, score = np.stack(jax.device_get(totals)).astype(np.float64).sum(0).tolist()
+        return {metric.name: score / len(split), "loss": loss / len(split)}
 
     return evaluate

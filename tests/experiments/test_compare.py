@@ -18,7 +18,7 @@ from configs import digits
 from decoupled import estimators
 from decoupled.errors import UsageError
 from decoupled.training import Workdir, train_and_evaluate
-from decoupled.training.methods import methods
+from decoupled.training.methods import METHODS
 from experiments import compare
 from experiments.compare_page import cosines_figure
 from tests.commands import run
@@ -72,7 +72,7 @@ def test_the_table_says_what_each_method_is(compared):
 
 def test_every_method_has_a_row_and_a_form():
     rows = compare.all_rows()
-    assert methods().keys() - rows.keys() == {"convolutional"}
+    assert METHODS.keys() - rows.keys() == {"convolutional"}
     assert next(iter(rows)) == "backprop"
     config = compare.sized(compare_config.get_config())
     for name in ("probe", "mean_teacher", "linear", "linear_unconditional", "sign_symmetric"):

@@ -82,7 +82,7 @@ MUTANTS = (
     Mutant(
         "the latest network is kept as the best",
         "decoupled/training/monitor.py",
-        'if kind != "validation" or (self._best and result["accuracy"] <= self._best["accuracy"]):',
+        'if kind != "validation" or (self._best and not self._metric.is_better(score, self._best[name])):',
         'if kind != "validation":',
         ("tests/training/test_numerics.py",),
     ),
