@@ -27,8 +27,8 @@ def get_config() -> ConfigDict:
     # Nøkland & Eidnes 2019.
     vgg_layers = "128,256,pool,256,512,pool,512,pool,512,pool"
     config.model.vgg = ConfigDict({"layers": vgg_layers, "width": 1.0, "dense": (1024,), "dropout": 0.0})
-    # For images of 32x32 or so, 6 n + 2 layers deep (20, 32, 44, 56, 110); and of 224x224 or so, with 18, 34,
-    # 50, 101 or 152. width: channels of the first stage. One layer to cut at is a residual block.
+    # For images of 32x32 or so, 6 n + 2 layers deep (20, 32, 44, 56, 110); and for those of 224x224 or so,
+    # 18, 34, 50, 101 or 152. width: channels of the first stage. To boundaries a block is one layer.
     config.model.resnet = ConfigDict({"depth": 20, "width": 16})
     config.model.resnet_large = ConfigDict({"depth": 18, "width": 64})
     config.model.vit = ConfigDict(

@@ -54,7 +54,7 @@ def gpt(
 
 
 class TokenEmbedding(nn.Module):
-    """Integer tokens (batch, time) to (batch, time, features), with learned positions if `context` is given."""
+    """Integer tokens (batch, time) to (batch, time, features); learned positions if it has a context."""
 
     vocabulary: int
     features: int
@@ -66,7 +66,7 @@ class TokenEmbedding(nn.Module):
     def __call__(self, tokens: Array, train: bool) -> Array:
         if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
             raise UsageError(
-                f"tokens are integers (batch, time), not {tokens.dtype}{list(tokens.shape)}: cast or reshape"
+                f"tokens are integers (batch, time), not {tokens.dtype}{list(tokens.shape)}: cast them"
             )
         embed = nn.Embed(self.vocabulary, self.features, embedding_init=_DRAW, dtype=self.dtype)
         h = embed(tokens)

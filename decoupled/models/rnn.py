@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from decoupled.errors import UsageError
 from decoupled.models.gpt import TokenEmbedding
 from decoupled.modules import from_linen
 from decoupled.modules.linen import FEEDBACK
@@ -41,7 +42,7 @@ def rnn(
       dtype: of the computation; parameters stay float32.
 
     Raises:
-      UsageError: (from init and apply) a vocabulary was given, but the input is not integers (batch, time).
+      UsageError: (from init and apply) the input has another shape, or tokens are not integers.
     """
     equal = from_linen(RecurrentLayer(cell, width, dropout, dtype), "recurrent")
     layers = [equal._replace(name=f"recurrent_{i}") for i in range(depth)]
@@ -61,6 +62,11 @@ class RecurrentLayer(nn.Module):
 
     @nn.compact
     def __call__(self, h: Array, train: bool) -> Array:
+        if h.ndim != 3:
+            raise UsageError(
+                f"a recurrent layer takes (batch, time, features), not {list(h.shape)}: reshape the input,"
+                " or give a vocabulary if it is tokens"
+            )
         cell = self.cell(self.width, dtype=self.dtype)
         start = cell.initialize_carry(jax.random.key(0), h[:, 0].shape)
 

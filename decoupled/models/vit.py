@@ -61,13 +61,13 @@ class PatchEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, h: Array, train: bool) -> Array:
-        patch = (self.patch_size, self.patch_size)
-        if any(side % self.patch_size or not side for side in h.shape[1:3]):
+        side = self.patch_size
+        if h.shape[1] % side or h.shape[2] % side:
             raise UsageError(
-                f"an image of {h.shape[1]}x{h.shape[2]} cannot be cut into patches of {patch[0]}x{patch[1]}:"
-                " choose a patch size that divides both sides"
+                f"an image of {h.shape[1]}x{h.shape[2]} cannot be cut into patches of {side}x{side}: choose"
+                " a patch size that divides both sides"
             )
-        h = nn.Conv(self.features, patch, patch, "VALID", dtype=self.dtype, name="project")(h)
+        h = nn.Conv(self.features, (side, side), (side, side), "VALID", dtype=self.dtype, name="project")(h)
         h = h.reshape(h.shape[0], -1, self.features)
         if self.class_token:
             token = self.param("class_token", nn.initializers.zeros, (1, 1, self.features))

@@ -208,8 +208,8 @@ def parse_vgg(text: str) -> list[int | str]:
     entries = text.split(",")
     if not all(re.fullmatch(r"[1-9]\d{0,8}|pool", entry) for entry in entries):
         raise UsageError(
-            f"config.model.vgg.layers is {text!r}: say numbers of channels, and pool where the image is to be"
-            " halved, like 128,256,pool,512"
+            f"config.model.vgg.layers is {text!r}: say numbers of channels, and pool where the image is"
+            " to be halved, like 128,256,pool,512"
         )
     return [entry if entry == "pool" else int(entry) for entry in entries]
 
