@@ -54,6 +54,7 @@ def _shortened(layers):
 def all_kinds_of_layers(dtype=jnp.float32):
     """Two chains, one for images and one for tokens: every kind of layer compiled once.
 
+    A block of the GPT stands for those of the ViT, and the LSTM for other cells.
     Neighbours are of different families: each maps one array to one.
     """
     of = networks(dtype)
@@ -63,8 +64,6 @@ def all_kinds_of_layers(dtype=jnp.float32):
         of["resnet"][3],  # halves the image
         of["bottlenecks"][2],
         of["vit"][0],
-        of["vit"][1],
-        of["gru"][0],
         of["vit"][-1],
     ]
     return {"images": for_images, "tokens": [*of["gpt"][:2], of["rnn"][1], of["gpt"][-1]]}
