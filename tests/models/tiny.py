@@ -58,13 +58,15 @@ def all_kinds_of_layers(dtype=jnp.float32):
     Neighbours are of different families: each maps one array to one.
     """
     of = networks(dtype)
+    # Without blocks that mix tokens, a class token would see nothing of the image.
+    patches, output = models.vit(0, 4, CLASSES, heads=1, patch_size=2, class_token=False, dtype=dtype)
     for_images = [
         *of["vgg"][:2],
         of["resnet"][0],
         of["resnet"][3],  # halves the image
         of["bottlenecks"][2],
-        of["vit"][0],
-        of["vit"][-1],
+        patches,
+        output,
     ]
     return {"images": for_images, "tokens": [*of["gpt"][:2], of["rnn"][1], of["gpt"][-1]]}
 
