@@ -52,7 +52,7 @@ def test_true_gradients_down_the_chain_are_those_of_the_whole_network(kind):
 @pytest.mark.parametrize("kind", ["images", "tokens"])
 def test_a_step_with_synthetic_gradients_in_bfloat16(kind):
     layers, (x, y, loss) = all_kinds_of_layers(jnp.bfloat16)[kind], batch_for(kind)
-    layers = layers[1:4:2] + layers[5:] if kind == "images" else layers  # these take half the time
+    layers = layers[1:4:2] + layers[5:] if kind == "images" else layers[:2] + layers[3:]  # in half the time
     learner = helpers.make_learner(layers, estimators.linear(), 0.1, 0.01, loss=loss)
     state = filled(jax.eval_shape(learner.init, KEY, x, y), scale=0.1)
     after, metrics = jax.jit(learner.update)(state, x, y, KEY)
@@ -71,7 +71,6 @@ def test_a_step_with_synthetic_gradients_in_bfloat16(kind):
 def test_shapes_and_dtypes_of_the_computation(family):
     layers = networks(jnp.bfloat16)[family]
     x, y = tokens() if family in ("gpt", "rnn") else images(side=8)
-    x = x.reshape(4, 16, 8) if family == "gru" else x
     *hidden, output = outputs(layers, x)
     assert {h.dtype for h in hidden} == {output.dtype} == {jnp.dtype(jnp.bfloat16)}
     assert {h.shape[0] for h in hidden} == {len(x)}

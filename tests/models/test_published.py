@@ -18,7 +18,6 @@ PUBLISHED = {
     "VGG11B 3x, CIFAR-10": (models.vgg(10, models.VGG11B, width=3.0), (32, 32, 3), "91.3M"),
     # He et al. 2016, table 6.
     "ResNet-20": (models.resnet(20, 10), (32, 32, 3), "0.27M"),
-    "ResNet-56": (models.resnet(56, 10), (32, 32, 3), "0.85M"),
     "ResNet-110": (models.resnet(110, 10), (32, 32, 3), "1.7M"),
     "ResNet-18": (models.resnet_large(18, 1000), (224, 224, 3), 11_689_512),
     "ResNet-50": (models.resnet_large(50, 1000), (224, 224, 3), 25_557_032),

@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 
 from decoupled import models
 from decoupled.modules import compose
@@ -34,27 +33,21 @@ def each_token(logits, labels):
 
 def networks(dtype=jnp.float32):
     """One of each family: name -> layers."""
+    large = models.resnet_large(50, CLASSES, width=1, dtype=dtype)
     return {
         "vgg": models.vgg(CLASSES, (3, "pool", 3, 3), dense=(4,), dropout=0.2, dtype=dtype),
         "resnet": models.resnet(14, CLASSES, width=2, dtype=dtype),
-        "resnet_large": _shortened(models.resnet_large(18, CLASSES, width=2, dtype=dtype)),
-        "bottlenecks": _shortened(models.resnet_large(50, CLASSES, width=1, dtype=dtype)),
+        "resnet_large": [*large[:5], large[-1]],  # without the upper stages
         "vit": models.vit(2, 4, CLASSES, heads=2, patch_size=2, dropout=0.2, dtype=dtype),
         "gpt": models.gpt(2, 4, VOCABULARY, heads=2, context=6, dropout=0.2, dtype=dtype),
         "rnn": models.rnn(2, 4, VOCABULARY, vocabulary=VOCABULARY, dropout=0.2, dtype=dtype),
-        "gru": models.rnn(2, 4, CLASSES, cell=nn.GRUCell, last_step=True, dtype=dtype),
     }
-
-
-def _shortened(layers):
-    """Without the upper stages."""
-    return [*layers[:5], layers[-1]]
 
 
 def all_kinds_of_layers(dtype=jnp.float32):
     """Two chains, one for images and one for tokens: every kind of layer compiled once.
 
-    A block of the GPT stands for those of the ViT, and the LSTM for other cells.
+    A block of the GPT stands for those of the ViT.
     Neighbours are of different families: each maps one array to one.
     """
     of = networks(dtype)
@@ -64,7 +57,7 @@ def all_kinds_of_layers(dtype=jnp.float32):
         *of["vgg"][:2],
         of["resnet"][0],
         of["resnet"][3],  # halves the image
-        of["bottlenecks"][2],
+        of["resnet_large"][2],
         patches,
         output,
     ]
