@@ -31,8 +31,8 @@ def vgg(
     """3x3 convolution layers, dense layers, then a linear one; "pool" is no layer of its own.
 
     An image is halved at the start of the layer above: boundaries lie below the pooling, as the local
-    losses of Nøkland & Eidnes do. Convolution layers of equal width that halve nothing share their
-    functions, so that `stack_equal` can stack those which follow one another.
+    losses of Nøkland & Eidnes do. Layers that follow one another and keep the shape share their functions,
+    so that `stack_equal` can stack them.
 
     Args:
       num_outputs: of the last layer.
@@ -50,8 +50,8 @@ def vgg(
     """
     options = {"norm": norm, "dropout": dropout, "dtype": dtype, "axis_name": axis_name}
     chain: list[Module] = []
-    alike: dict[tuple[int, int], Module] = {}
-    pools = 0
+    pools = below = 0
+    equal = None
     for entry in layers:
         if entry == "pool":
             pools += 1
@@ -62,11 +62,12 @@ def vgg(
                 f"{entry!r} is no layer of a VGG of width {width}: give numbers of channels, and 'pool'"
                 " where the image is to be halved"
             )
-        kind = (channels, pools)
-        if kind not in alike:
-            alike[kind] = from_linen(ConvolutionLayer(channels, pools, **options), "conv")
-        chain.append(alike[kind]._replace(name=f"conv_{len(chain)}"))
-        pools = 0
+        # Those after the first that keep the shape share their functions.
+        keeps_shape = channels == below and not pools
+        layer = equal if keeps_shape and equal else from_linen(ConvolutionLayer(channels, pools, **options))
+        equal = layer if keeps_shape else None
+        chain.append(layer._replace(name=f"conv_{len(chain)}"))
+        pools, below = 0, channels
     for i, units in enumerate(dense):
         chain.append(from_linen(DenseLayer(units, pools, **options), f"dense_{i}"))
         pools = 0

@@ -89,6 +89,7 @@ def test_shapes_and_dtypes_of_the_computation(family):
     ("layers", "runs"),
     [
         (models.vgg(3, models.VGG11B), [2]),
+        (models.vgg(3, (4, 8, 8, 8, "pool", 8, 8, "pool", 8)), [2]),
         (models.resnet(20, 3), [3, 2, 2]),
         (models.resnet(110, 3), [18, 17, 17]),
         (models.resnet_large(18, 3), [2]),

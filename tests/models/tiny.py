@@ -33,9 +33,10 @@ def each_token(logits, labels):
 
 def networks(dtype=jnp.float32):
     """One of each family: name -> layers."""
+    channels = (2, "pool", 3, 3, 3, "pool", 3, "pool", 3, 4, 4)
     large = models.resnet_large(50, CLASSES, width=1, dtype=dtype)
     return {
-        "vgg": models.vgg(CLASSES, (3, "pool", 3, 3), dense=(4,), dropout=0.2, dtype=dtype),
+        "vgg": models.vgg(CLASSES, channels, dense=(4,), dropout=0.2, dtype=dtype),
         "resnet": models.resnet(14, CLASSES, width=2, dtype=dtype),
         "resnet_large": [*large[:5], large[-1]],  # without the upper stages
         "vit": models.vit(2, 4, CLASSES, heads=2, patch_size=2, dropout=0.2, dtype=dtype),
