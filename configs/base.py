@@ -25,12 +25,23 @@ def get_config() -> ConfigDict:
 
     # The network. Its layers are counted from 0; the last one is the output layer.
     config.model = ConfigDict()
-    config.model.name = "mlp"  # mlp, cnn or one's own
-    config.model.norm = "batch"  # none, batch or layer
+    config.model.name = "mlp"  # mlp, cnn, vgg, resnet, resnet_large, vit or one's own
+    config.model.norm = "batch"  # none, batch or layer; a vit has layer norms, whatever this says
     config.model.backward_rule = "exact"  # or feedback_alignment, sign_symmetric: in Dense and Conv layers
     config.model.dtype = "float32"  # or bfloat16, for the computation; parameters stay float32
     config.model.mlp = ConfigDict({"depth": 6, "width": 256, "dropout": 0.0})
     config.model.cnn = ConfigDict({"features": (32, 64, 128), "kernel_size": 3})
+    # layers: channels, and pool where the image is halved; width multiplies channels. The default: VGG8B of
+    # Nøkland & Eidnes 2019.
+    vgg_layers = "128,256,pool,256,512,pool,512,pool,512,pool"
+    config.model.vgg = ConfigDict({"layers": vgg_layers, "width": 1.0, "dense": (1024,), "dropout": 0.0})
+    # For images of 32x32 or so, 6 n + 2 layers deep (20, 32, 44, 56, 110); and for those of 224x224 or so,
+    # 18, 34, 50, 101 or 152. width: channels of the first stage. To boundaries a block is one layer.
+    config.model.resnet = ConfigDict({"depth": 20, "width": 16})
+    config.model.resnet_large = ConfigDict({"depth": 18, "width": 64})
+    config.model.vit = ConfigDict(
+        {"depth": 6, "width": 192, "heads": 3, "patch_size": 4, "class_token": True, "dropout": 0.0}
+    )
     config.model.options = ConfigDict()  # of one's own: any fields, which its function asks for
 
     # Where to cut it: all, none, or after chosen layers, like 0,2,5.

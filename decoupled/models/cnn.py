@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from flax import linen as nn
 
-from decoupled.errors import UsageError
+from decoupled.models.halving import halved
 from decoupled.models.norm import normalise
 from decoupled.models.output import OutputLayer
 from decoupled.modules import from_linen
@@ -49,12 +49,7 @@ class ConvolutionLayer(nn.Module):
 
     @nn.compact
     def __call__(self, h: Array, train: bool) -> Array:
-        if min(h.shape[1:3]) < 2:
-            raise UsageError(
-                f"{h.shape[1]}x{h.shape[2]} is too small an image to be halved once more:"
-                " give the CNN fewer convolution layers"
-            )
         kernel = (self.kernel_size, self.kernel_size)
         h = nn.Conv(self.features, kernel, dtype=self.dtype)(h)
         h = nn.relu(normalise(self.norm, h, train, self.dtype, self.axis_name))
-        return nn.max_pool(h, (2, 2), (2, 2))
+        return halved(h)

@@ -61,6 +61,31 @@ _MODELS: dict[str, Callable[..., list[Module]]] = {
     "cnn": lambda config, classes, **options: models.cnn(
         config.features, classes, kernel_size=config.kernel_size, **options
     ),
+    "vgg": lambda config, classes, **options: models.vgg(
+        classes,
+        parse_vgg(config.layers),
+        width=config.width,
+        dense=config.dense,
+        dropout=config.dropout,
+        **options,
+    ),
+    "resnet": lambda config, classes, **options: models.resnet(
+        config.depth, classes, width=config.width, **options
+    ),
+    "resnet_large": lambda config, classes, **options: models.resnet_large(
+        config.depth, classes, width=config.width, **options
+    ),
+    # Of transformers layer norms are a part, whatever config.model.norm says.
+    "vit": lambda config, classes, norm, axis_name, **options: models.vit(
+        config.depth,
+        config.width,
+        classes,
+        heads=config.heads,
+        patch_size=config.patch_size,
+        class_token=config.class_token,
+        dropout=config.dropout,
+        **options,
+    ),
 }
 _SCHEDULES: dict[str, Callable[[float, float], Any]] = {
     "constant": lambda rate, steps: rate,
@@ -189,6 +214,17 @@ def parse_boundaries(text: str, num_layers: int) -> list[int]:
     if not re.fullmatch(r"\d+(,\d+)*", text):
         raise UsageError(f"config.boundaries is {text!r}: say all, none, or layer indices like 0,2,5")
     return [int(index) for index in text.split(",")]
+
+
+def parse_vgg(text: str) -> list[int | str]:
+    """Channels of convolution layers and "pool", from a list like "128,256,pool"."""
+    entries = text.split(",")
+    if not all(re.fullmatch(r"[1-9]\d{0,8}|pool", entry) for entry in entries):
+        raise UsageError(
+            f"config.model.vgg.layers is {text!r}: say numbers of channels, and pool where the image is"
+            " to be halved, like 128,256,pool,512"
+        )
+    return [entry if entry == "pool" else int(entry) for entry in entries]
 
 
 def _choices() -> dict[str, Collection[str]]:

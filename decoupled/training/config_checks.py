@@ -74,6 +74,18 @@ RANGES: dict[str, Range] = {
     "model.mlp.dropout": _BELOW_ONE,
     "model.cnn.features": whole(1, several=True),
     "model.cnn.kernel_size": whole(1),
+    "model.vgg.width": Range(0.01, 100),
+    "model.vgg.dense": whole(1, several=True),
+    "model.vgg.dropout": _BELOW_ONE,
+    "model.resnet.depth": whole(8),
+    "model.resnet.width": whole(1),
+    "model.resnet_large.depth": whole(18, 152),
+    "model.resnet_large.width": whole(1),
+    "model.vit.depth": whole(0),
+    "model.vit.width": whole(1),
+    "model.vit.heads": whole(1),
+    "model.vit.patch_size": whole(1),
+    "model.vit.dropout": _BELOW_ONE,
     "estimator.mlp.hidden": whole(1, several=True),
     "estimator.convolutional.features": whole(1, several=True),
     "estimator.convolutional.kernel_size": whole(1),
@@ -106,12 +118,13 @@ RANGES: dict[str, Range] = {
 _YES_OR_NO = (
     "download",
     "flip",
+    "model.vit.class_token",
     "estimator.conditioned",
     "estimator.local_loss.linear",
     "skip_not_finite",
     "show_test",
 )
-_TEXTS = ("data_dir", "boundaries")
+_TEXTS = ("data_dir", "model.vgg.layers", "boundaries")
 # May name a function of one's own, module:function, too; and what such functions read, which is theirs.
 _OWN = ("dataset", "model.name", "estimator.name", "estimator.bp_lambda.estimator", "loss", "metric")
 _OPTIONS = ("model.options", "estimator.options")

@@ -65,8 +65,10 @@ def test_every_number_has_a_range_and_the_defaults_are_legal():
 
 # What is out of any sensible range: written down here, not taken from the table.
 AT_MOST_ONE = ["update_probability", "model.mlp.dropout", "estimator.recursive_least_squares.decay"]
+AT_MOST_ONE += ["model.vgg.dropout", "model.vit.dropout"]
 AT_MOST_ONE += ["estimator.bp_lambda.lam", "estimator.similarity.weight", "estimator.mean_teacher.decay"]
 ZERO_IS_ALLOWED = [*AT_MOST_ONE, "seed", "validation_examples", "crop_padding", "model.mlp.depth"]
+ZERO_IS_ALLOWED += ["model.vit.depth"]
 ZERO_IS_ALLOWED += [
     "optimizer.learning_rate",
     "optimizer.weight_decay",
@@ -130,7 +132,11 @@ def test_a_field_that_nothing_reads_is_refused_with_the_one_that_was_meant():
         "nothing reads config.early_stopping: leave it out; see configs/base.py"
     )
     # Elsewhere than where it is, in the wrong section, in one that is no section, and a section of its own.
-    assert told("width", 3).endswith("did you mean model.mlp.width or estimator.similarity.width?")
+    assert told("kernel", 3) == "nothing reads config.kernel: leave it out; see configs/base.py"
+    assert told("kernel_size", 3).endswith(
+        "did you mean model.cnn.kernel_size or estimator.convolutional.kernel_size or"
+        " estimator.local_loss.kernel_size?"
+    )
     assert told("estimator.lam", 0.3).endswith("did you mean estimator.bp_lambda.lam?")
     assert told("estimator.probe", {"hidden": (3,)}).startswith("nothing reads config.estimator.probe: ")
     assert told("augmentation", {}).startswith("nothing reads config.augmentation: ")

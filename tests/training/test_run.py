@@ -211,7 +211,7 @@ def test_augmentation_and_coins_change_from_step_to_step():
             {"estimator.name": "lineer"},
             "config.estimator.name is 'lineer': choose one of backprop, bp_lambda, conv",
         ),
-        ({"model.name": "vit"}, "config.model.name is 'vit': choose one of cnn, mlp"),
+        ({"model.name": "alexnet"}, "config.model.name is 'alexnet': choose one of cnn, mlp, resnet, "),
         ({"model.norm": "group"}, "config.model.norm is 'group': choose one of batch, layer, none"),
         ({"boundaries": "3"}, "cannot cut after layer 3"),
         ({"boundaries": "first"}, "config.boundaries is 'first': say all, none, or layer indices"),
@@ -258,6 +258,14 @@ def test_augmentation_and_coins_change_from_step_to_step():
         ({"estimator.mlp.hidden": (4.5,)}, r"config.estimator.mlp.hidden is \(4.5,\)"),
         ({"estimator.name": "convolutional"}, "convolutional synthetic gradient needs activations"),
         ({"model.name": "cnn", "model.cnn.features": (4, 4, 4, 4)}, "1x1 is too small an image"),
+        ({"model.name": "vgg"}, "1x1 is too small an image"),
+        (
+            {"model.name": "vgg", "model.vgg.layers": "8,pol"},
+            "config.model.vgg.layers is '8,pol': say numbers",
+        ),
+        ({"model.name": "resnet", "model.resnet.depth": 18}, "no ResNet for small images has 18 layers"),
+        ({"model.name": "vit", "model.vit.heads": 5}, "5 heads cannot share a width of 192"),
+        ({"model.name": "vit", "model.vit.patch_size": 3}, "8x8 cannot be cut into patches of 3x3"),
         (
             {"estimator.name": "recursive_least_squares", "estimator.recursive_least_squares.decay": 1.5},
             r"recursive_least_squares.decay is 1.5: choose a number from 0 up to, but not, 1",
