@@ -16,9 +16,10 @@ from decoupled.learning.chain import Chain, ChainState
 from decoupled.learning.examples import Examples, examples_outside
 from decoupled.learning.fused import pieces_of, run_pieces
 from decoupled.learning.learner import Learner
+from decoupled.learning.microbatches import walk_in_parts
 from decoupled.learning.stack import Stack
 from decoupled.learning.state import LearnerState, Metrics
-from decoupled.learning.walk import ChainStep, walk
+from decoupled.learning.walk import ChainStep
 from decoupled.types import Array, Key, PyTree
 from decoupled.weights import mean
 
@@ -51,7 +52,7 @@ def dispatched(
 
             def run(state: ChainState, first: Array, h: PyTree, examples: Examples, key: Key) -> ChainStep:
                 here = piece._replace(first=0 if lowest else first)
-                return walk(learner.rules, here, state, h, examples, key, lambda index: None)
+                return walk_in_parts(learner.rules, here, state, h, examples, key, lambda index: None)
 
             programs[signature] = jax.jit(run, donate_argnums=0)
         return programs[signature]

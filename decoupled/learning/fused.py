@@ -13,10 +13,11 @@ import jax.numpy as jnp
 from decoupled.errors import UsageError
 from decoupled.learning.chain import Chain, ChainState
 from decoupled.learning.examples import Examples
+from decoupled.learning.microbatches import walk_in_parts
 from decoupled.learning.module_update import Rules, at_once, no_metrics
 from decoupled.learning.stack import Stack, put, take
 from decoupled.learning.state import EstimatorState
-from decoupled.learning.walk import Active, ChainStep, walk
+from decoupled.learning.walk import Active, ChainStep
 from decoupled.types import Array, Key, Module, PyTree, Reads
 
 # (piece of the chain, its state, h) -> what its walk returns.
@@ -54,12 +55,12 @@ def update_chain(
 
     def run_whole(piece: Chain, state: ChainState, h: PyTree) -> ChainStep:
         def step(state: ChainState, h: PyTree, examples: Examples, key: Key) -> ChainStep:
-            return walk(rules, piece, state, h, examples, key, active)
+            return walk_in_parts(rules, piece, state, h, examples, key, active)
 
         return at_once(always, step, state, h, examples, key)
 
     if pieces == [(0, len(chain.links))] and not isinstance(chain.links[0], Stack):
-        return walk(rules, chain, state, h, examples, key, active)
+        return walk_in_parts(rules, chain, state, h, examples, key, active)
 
     def run(piece: Chain, state: ChainState, h: PyTree) -> ChainStep:
         link = piece.links[0]

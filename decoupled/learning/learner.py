@@ -106,6 +106,7 @@ def make_learner(
     update_probability: float | Sequence[float] = 1.0,
     axis_name: str | None = None,
     batch_axes: int = 1,
+    microbatches: int = 1,
 ) -> Learner:
     """Builds the pure functions that train `modules`, decoupled by `estimators`.
 
@@ -124,6 +125,8 @@ def make_learner(
       batch_axes: leading axes that count examples: 1 for (batch, ...); 2 for (batch, time, ...), where
         every token counts as one. Estimators and the loss then see tokens in one leading axis,
         (batch * time, ...), modules what they are fed; `weight` is (batch, time).
+      microbatches: in so many parts a batch is gone through: the update of their union, in the memory of
+        one. Batch statistics, and similarities, are of each part.
 
     Raises:
       UsageError: the numbers of modules, estimators and probabilities do not go together, or one of them
@@ -133,7 +136,10 @@ def make_learner(
     check_loss("loss", loss)
     chain, optimizer, estimator_optimizer = _with_optimizers(chain, optimizer, estimator_optimizer)
     probabilities = _check_chain(chain, update_probability)
-    rules = Rules(loss, optimizer, estimator_optimizer, axis_name, batch_axes)
+    for what, number in (("batch_axes", batch_axes), ("microbatches", microbatches)):
+        if not isinstance(number, int) or number < 1:
+            raise UsageError(f"{what} is {number!r}, but must be a number of 1 or more")
+    rules = Rules(loss, optimizer, estimator_optimizer, axis_name, batch_axes, microbatches)
     flat_modules, flat_estimators = chain.modules, chain.estimator_of_each
     names = tuple(f"boundary {i} (after {module.name})" for i, module in enumerate(flat_modules))
 

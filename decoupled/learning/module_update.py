@@ -33,6 +33,7 @@ class Rules(NamedTuple):
       axis_name: of a mapped axis over which the batch is split; None without one.
       batch_axes: leading axes that count examples, to estimators and the loss: 1 for (batch, ...), 2 for
         (batch, time, ...) where every token is one.
+      microbatches: parts in which a batch is gone through, one after the other.
     """
 
     loss: Loss
@@ -40,6 +41,7 @@ class Rules(NamedTuple):
     estimator_optimizer: optax.GradientTransformation
     axis_name: str | None = None
     batch_axes: int = 1
+    microbatches: int = 1
 
     def optimizer_for(self, module: Module) -> optax.GradientTransformation:
         """The one that moves a module's parameters."""

@@ -76,17 +76,17 @@ def walk(
         while True:
             taking_part = active(offsets[k])
             new, grad = backward(rules, links[k], modules[k], waiting.pop(k), grad_h_out, examples.weight)
-            modules[k] = _chosen(taking_part, new, modules[k])
+            modules[k] = chosen(taking_part, new, modules[k])
             if k == 0:
                 grad_h_in = grad
                 if chain.below is not None and below is not None:
                     fitted, below_metrics = fit(rules, chain.below, below, h_ins[0], examples, grad)
-                    below = _chosen(taking_part, fitted, below)
+                    below = chosen(taking_part, fitted, below)
                 return
             fitted, boundaries[k - 1] = fit(
                 rules, specs[k - 1], estimators[k - 1], h_ins[k], examples, grad
             )
-            estimators[k - 1] = _chosen(taking_part, fitted, estimators[k - 1])
+            estimators[k - 1] = chosen(taking_part, fitted, estimators[k - 1])
             if specs[k - 1].reads is not Reads.INCOMING:
                 return
             grad_h_out = estimate(k - 1, h_ins[k], grad)
@@ -110,7 +110,7 @@ def walk(
     return ChainStep(state, h, grad_h_in, losses, tuple(boundaries), below_metrics)
 
 
-def _chosen(active: Array | None, new: PyTree, old: PyTree) -> PyTree:
+def chosen(active: Array | None, new: PyTree, old: PyTree) -> PyTree:
     """The new values, or the old ones bit for bit where a module sits out."""
     if active is None:
         return new

@@ -98,7 +98,7 @@ def test_equal_modules_share_one_program(monkeypatch):
         traced.append(chain.links[0].name)
         return walk(rules, chain, *rest)
 
-    monkeypatch.setattr("decoupled.learning.dispatch.walk", counted)
+    monkeypatch.setattr("decoupled.learning.dispatch.walk_in_parts", counted)
     update, state = dispatched(learner), learner.init(KEY, x, y)
     for _ in range(2):
         state, _ = update(state, x, y, KEY)

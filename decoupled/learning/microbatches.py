@@ -1,0 +1,194 @@
+"""The walk over a piece in parts: the update of a whole batch, in the memory of a part of it.
+
+Every part is walked with optimizers that only add up what they are given, so that parameters stay what
+they were; the sums, divided by what was counted, then go to the real ones, once. Whatever is a mean
+over examples comes out as that of their union: gradients, the moments of least squares, running
+averages, metrics. What looks at a whole batch at once sees a part (batch statistics, the similarity
+loss), and dropout is drawn part by part.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from decoupled.errors import UsageError
+from decoupled.learning.chain import Chain, ChainState
+from decoupled.learning.examples import Examples
+from decoupled.learning.module_update import Rules, no_metrics
+from decoupled.learning.state import EstimatorState, ModuleState
+from decoupled.learning.walk import Active, ChainStep, chosen, walk
+from decoupled.precision import at_least_float32
+from decoupled.types import Array, Estimator, Key, PyTree
+from decoupled.weights import divided
+
+
+class _Sums(NamedTuple):
+    """What has been added up over parts, each mean times what it was a mean over.
+
+    Attributes:
+      number: of examples, or the sum of their weights; over all devices.
+      mutable: the modules' mutable state, which goes from part to part.
+      modules: of their gradients.
+      estimators: of what they are fitted with; None where nothing is.
+      below: the same for the estimator under the piece.
+      metrics: of the boundaries and the one below.
+    """
+
+    number: Array
+    mutable: PyTree
+    modules: PyTree
+    estimators: PyTree
+    below: PyTree
+    metrics: PyTree
+
+
+def walk_in_parts(
+    rules: Rules,
+    chain: Chain,
+    state: ChainState,
+    h: PyTree,
+    examples: Examples,
+    key: Key,
+    active: Active,
+) -> ChainStep:
+    """As `walk`, in `rules.microbatches` parts.
+
+    Raises:
+      UsageError: the batch cannot be divided into so many.
+    """
+    count = rules.microbatches
+    if count == 1:
+        return walk(rules, chain, state, h, examples, key, active)
+    batch = jax.tree.leaves(h)[0].shape[0]
+    if batch % count:
+        raise UsageError(
+            f"a batch of {batch} cannot be divided into {count} microbatches: choose a number that does"
+        )
+
+    fitted = [k + 1 < len(chain.links) and _is_fitted(spec) for k, spec in enumerate(chain.estimators)]
+    below_fitted = state.below is not None and _is_fitted(chain.below)
+
+    def one(sums: _Sums, part: tuple[Array, PyTree, Examples]) -> tuple[_Sums, Any]:
+        i, h, examples = part
+        number = _number(rules, h, examples)
+        modules = zip(state.modules, sums.mutable, sums.modules, strict=True)
+        estimators = zip(state.estimators, sums.estimators, strict=True)
+        gathering = ChainState(
+            tuple(ModuleState(module.params, mutable, total) for module, mutable, total in modules),
+            tuple(EstimatorState(estimator.params, total) for estimator, total in estimators),
+            None if state.below is None else EstimatorState(state.below.params, sums.below),
+        )
+        added = _moved_by(chain, _adding(number))
+        step = walk(rules, added, gathering, h, examples, jax.random.fold_in(key, i), lambda index: None)
+
+        def add(total: Array, mean: Array) -> Array:
+            return total + (number * mean).astype(total.dtype)
+
+        new, metrics = step.state, (step.boundaries, step.below)
+        sums = _Sums(
+            sums.number + number,
+            tuple(module.state for module in new.modules),
+            tuple(module.opt_state for module in new.modules),
+            tuple(estimator.opt_state for estimator in new.estimators),
+            None if new.below is None else new.below.opt_state,
+            jax.tree.map(add, sums.metrics, metrics),
+        )
+        return sums, (step.h_out, step.grad_h_in, step.losses)
+
+    nothing = _Sums(
+        jnp.zeros((), jnp.float32),
+        tuple(module.state for module in state.modules),
+        tuple(_zeros(module.params) for module in state.modules),
+        tuple(_zeros(e.params) if fit else () for e, fit in zip(state.estimators, fitted, strict=True)),
+        _zeros(state.below.params) if below_fitted and state.below else (),
+        (
+            tuple(no_metrics(e) if fit else None for e, fit in zip(chain.estimators, fitted, strict=True)),
+            no_metrics(chain.below) if below_fitted and chain.below else None,
+        ),
+    )
+    if state.below is None:
+        nothing = nothing._replace(below=None)
+    split = jax.tree.map(lambda leaf: _split(leaf, batch, count), (h, examples))
+    sums, outputs = jax.lax.scan(one, nothing, (jnp.arange(count), *split))
+    h_out, grad_h_in, losses = jax.tree.map(lambda leaf: _join(leaf, batch, count), outputs)
+
+    def moved(tx: optax.GradientTransformation, old: Any, total: PyTree, index: Array | int) -> Any:
+        """The state of a module or an estimator, moved by the mean of what was added up."""
+        mean = jax.tree.map(lambda t, p: divided(t, sums.number).astype(p.dtype), total, old.params)
+        updates, opt_state = tx.update(mean, old.opt_state, old.params)
+        new = old._replace(params=optax.apply_updates(old.params, updates), opt_state=opt_state)
+        return chosen(active(index), new, old)
+
+    offsets, modules, estimators = chain.offsets, [], []
+    for k, (link, old) in enumerate(zip(chain.modules, state.modules, strict=True)):
+        new = moved(rules.optimizer_for(link), old, sums.modules[k], offsets[k])
+        modules.append(new._replace(state=chosen(active(offsets[k]), sums.mutable[k], old.state)))
+    for k, (spec, old) in enumerate(zip(chain.estimators, state.estimators, strict=True)):
+        tx = rules.optimizer_of(spec)
+        estimators.append(moved(tx, old, sums.estimators[k], offsets[k + 1]) if fitted[k] else old)
+    below = state.below
+    if below_fitted and chain.below:
+        below = moved(rules.optimizer_of(chain.below), below, sums.below, offsets[0])
+    boundaries, below_metrics = jax.tree.map(lambda total: divided(total, sums.number), sums.metrics)
+    new = ChainState(tuple(modules), tuple(estimators), below)
+    return ChainStep(new, h_out, grad_h_in, losses, boundaries, below_metrics)
+
+
+def _is_fitted(spec: Estimator | None) -> bool:
+    return spec is not None and spec.training_gradient is not None
+
+
+def _number(rules: Rules, h: PyTree, examples: Examples) -> Array:
+    """Of examples in a part, by their weights, on all devices."""
+    if examples.weight is None:
+        count = math.prod(jax.tree.leaves(h)[0].shape[: rules.batch_axes])
+        number = jnp.asarray(count, jnp.float32)
+        return number if rules.axis_name is None else number * jax.lax.axis_size(rules.axis_name)
+    number = at_least_float32(examples.weight).sum()
+    return number if rules.axis_name is None else jax.lax.psum(number, rules.axis_name)
+
+
+def _adding(number: Array) -> optax.GradientTransformation:
+    """Adds up what it is given, times `number`, in its state; moves nothing."""
+
+    def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
+        del params
+        total = jax.tree.map(
+            lambda t, mean: t + number.astype(t.dtype) * mean.astype(t.dtype), state, updates
+        )
+        return jax.tree.map(jnp.zeros_like, updates), total
+
+    return optax.GradientTransformation(_zeros, update)
+
+
+def _zeros(params: PyTree) -> PyTree:
+    return jax.tree.map(lambda p: jnp.zeros_like(at_least_float32(p)), params)
+
+
+def _moved_by(chain: Chain, tx: optax.GradientTransformation) -> Chain:
+    """The chain, with one optimizer for all its parts."""
+
+    def given(spec: Estimator) -> Estimator:
+        return spec._replace(optimizer=lambda other: tx)
+
+    return chain._replace(
+        links=tuple(link._replace(optimizer=tx) for link in chain.modules),
+        estimators=tuple(map(given, chain.estimators)),
+        below=None if chain.below is None else given(chain.below),
+    )
+
+
+def _split(leaf: Array, batch: int, count: int) -> Array:
+    """Parts along a new first axis, dealt out row by row, so that each device has some of every part."""
+    parts = leaf.reshape(batch // count, count, leaf.shape[0] // batch, *leaf.shape[1:])
+    return jnp.moveaxis(parts, 1, 0).reshape(count, leaf.shape[0] // count, *leaf.shape[1:])
+
+
+def _join(leaf: Array, batch: int, count: int) -> Array:
+    """The way back."""
+    rows = leaf.shape[0] * leaf.shape[1]
+    parts = leaf.reshape(count, batch // count, rows // batch, *leaf.shape[2:])
+    return jnp.moveaxis(parts, 0, 1).reshape(rows, *leaf.shape[2:])
