@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import decoupled
 from configs import base
-from decoupled import builder
+from decoupled.training import builder
 from decoupled.training.builder import build
 from decoupled.training.config_checks import RANGES, check, fields_known, value_of
 

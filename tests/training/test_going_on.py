@@ -12,8 +12,16 @@ import pytest
 
 import decoupled
 from configs import digits
-from decoupled import builder, data
-from decoupled.training import Workdir, load_trained, new_workdir, read_metrics, resume, train_and_evaluate
+from decoupled import data
+from decoupled.training import (
+    Workdir,
+    builder,
+    load_trained,
+    new_workdir,
+    read_metrics,
+    resume,
+    train_and_evaluate,
+)
 from decoupled.training.builder import build
 from decoupled.training.predict import load_predictor
 

@@ -8,11 +8,11 @@ import pytest
 
 import decoupled
 from configs import digits
-from decoupled import builder, data
+from decoupled import data
 from decoupled.data import batches_from
 from decoupled.learning.state import BoundaryMetrics
 from decoupled.learning.watch import Watch
-from decoupled.training import Workdir, loop, read_metrics, train_and_evaluate
+from decoupled.training import Workdir, builder, loop, read_metrics, train_and_evaluate
 from decoupled.training.builder import build
 from decoupled.training.monitor import Monitor
 from decoupled.training.step import Totals
