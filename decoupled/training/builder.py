@@ -10,9 +10,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from decoupled import data, estimators, losses, models
+from decoupled import data, estimators, models
 from decoupled.data.dataset import Dataset
 from decoupled.errors import UsageError
 from decoupled.extras import extra
@@ -28,10 +27,14 @@ from decoupled.modules.backward_rules import (
     with_backward_rule,
 )
 from decoupled.training import parallel, staged
+from decoupled.training.average import averaged
 from decoupled.training.config_checks import check
 from decoupled.training.execution import Execution
+from decoupled.training.label_smoothing import cross_entropy
 from decoupled.training.loop import Job
 from decoupled.training.methods import estimator_of, methods
+from decoupled.training.optimizers import OPTIMIZERS, optimizer_of
+from decoupled.training.schedules import SCHEDULES
 from decoupled.types import Array, Estimator, Key, Module
 
 with extra("train"):
@@ -59,10 +62,6 @@ _MODELS: dict[str, Callable[..., list[Module]]] = {
         config.features, classes, kernel_size=config.kernel_size, **options
     ),
 }
-_SCHEDULES: dict[str, Callable[[float, float], Any]] = {
-    "constant": lambda rate, steps: rate,
-    "cosine": lambda rate, steps: optax.cosine_decay_schedule(rate, max(round(steps), 1)),
-}
 # How devices share the work: the name of a mapped axis, or None, and what makes the Execution.
 _MODES: dict[str, tuple[str | None, Callable[..., Execution]]] = {
     "none": (None, parallel.one_device),
@@ -85,6 +84,8 @@ def build(config: ml_collections.ConfigDict) -> Job:
     check(config, _choices())
     # A rehearsal: mistakes are told before any data is fetched.
     _network(config, num_classes=2)
+    for field in ("optimizer", "estimator_optimizer"):
+        optimizer_of(config, field, steps=1)
     make_execution = _execution(config)
     dataset = _dataset(config)
     train, validation = data.hold_out(dataset.train, config.validation_examples)
@@ -149,9 +150,10 @@ def make_learner_of(
     check(config, _choices())
     # A module that sits out does not count the step, so its schedule must be as much shorter.
     steps = all_steps * config.update_probability
-    decay, skip = config.optimizer.weight_decay, config.skip_not_finite
-    adamw = optax.adamw(_learning_rate(config, "optimizer", steps), weight_decay=decay)
-    adam = optax.adam(_learning_rate(config, "estimator_optimizer", steps))
+    skip = config.skip_not_finite
+    optimizer = optimizer_of(config, "optimizer", steps)
+    if config.average_decay:
+        optimizer = averaged(optimizer, config.average_decay)
     modules, estimator = _network(config, num_classes, axis_name)
     links = stack_equal(modules) if config.step == "stacked" else modules
     if estimator.training_gradient is not None:
@@ -159,9 +161,9 @@ def make_learner_of(
     return make_learner(
         links,
         [estimator] * (len(links) - 1),
-        losses.softmax_cross_entropy,
-        watched(_clipped(adamw, config.optimizer.clip_norm), skip),
-        _clipped(adam, config.estimator_optimizer.clip_norm),
+        cross_entropy(config.label_smoothing),
+        watched(optimizer, skip),
+        optimizer_of(config, "estimator_optimizer", steps),
         update_probability=config.update_probability,
         axis_name=axis_name,
     )
@@ -191,8 +193,10 @@ def _choices() -> dict[str, Collection[str]]:
         "model.dtype": _DTYPES,
         "estimator.name": methods(),
         "estimator.bp_lambda.estimator": plain,
-        "optimizer.schedule": _SCHEDULES,
-        "estimator_optimizer.schedule": _SCHEDULES,
+        "optimizer.name": OPTIMIZERS,
+        "optimizer.schedule": SCHEDULES,
+        "estimator_optimizer.name": OPTIMIZERS,
+        "estimator_optimizer.schedule": SCHEDULES,
         "parallel.mode": _MODES,
         "step": _STEPS,
     }
@@ -232,7 +236,9 @@ def _network(
     rule = _BACKWARD_RULES[config.model.backward_rule]
     if rule is not None:
         modules = [with_backward_rule(module, rule) for module in modules]
-    return modules, estimator_of(config.estimator, num_classes, config.estimator.name)
+    return modules, estimator_of(
+        config.estimator, num_classes, config.estimator.name, cross_entropy(config.label_smoothing)
+    )
 
 
 def _layers(config: ml_collections.ConfigDict, num_classes: int, axis_name: str | None) -> list[Module]:
@@ -278,12 +284,3 @@ def _execution(
     elif mode != "none":
         placed = (parallel.data_mesh(devices, config.batch_size),)
     return lambda learner_on, preprocess: make(learner_on(axis_name), preprocess, *placed)
-
-
-def _clipped(adam: optax.GradientTransformation, clip_norm: float) -> optax.GradientTransformation:
-    """For gradients that are first shortened to a length of `clip_norm`, unless that is 0."""
-    return optax.chain(optax.clip_by_global_norm(clip_norm), adam) if clip_norm else adam
-
-
-def _learning_rate(config: ml_collections.ConfigDict, field: str, steps: float) -> Any:
-    return _SCHEDULES[config[field].schedule](config[field].learning_rate, steps)

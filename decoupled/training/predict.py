@@ -15,7 +15,7 @@ import numpy as np
 
 from decoupled.data.augment import standardise
 from decoupled.errors import DataError, UsageError
-from decoupled.training import load_trained
+from decoupled.training import evaluated, load_trained
 from decoupled.training.builder import make_learner_of
 from decoupled.training.saved_config import CONFIG_FILE, config_of_run
 from decoupled.types import Array
@@ -54,7 +54,7 @@ def load_predictor(
         raise UsageError(f"{workdir / CONFIG_FILE}: {error}") from error
     x = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     like = jax.eval_shape(learner.init, jax.random.key(0), x, jax.ShapeDtypeStruct((1,), jnp.int32))
-    state = load_trained(workdir, like, which)
+    state = evaluated(load_trained(workdir, like, which))
     network = jax.jit(lambda state, images: learner.predict(state, inputs(images)).astype(jnp.float32))
 
     def predict(images: np.ndarray | Array) -> Array:

@@ -13,6 +13,7 @@ from decoupled.learning.learner import Learner
 from decoupled.learning.module_update import mean_over, no_metrics
 from decoupled.learning.stack import Stack
 from decoupled.learning.state import BoundaryMetrics, LearnerState, Metrics
+from decoupled.training.average import evaluated
 from decoupled.training.execution import Execution
 from decoupled.types import Array, Estimator, Key, Module
 
@@ -109,7 +110,7 @@ def evaluator(
     batch_size: int,
     execution: Execution | None = None,
 ) -> Callable[[LearnerState, Split], dict[str, float]]:
-    """A function (state, split) -> accuracy and mean loss over all its examples.
+    """A function (state, split) -> accuracy and mean loss over all its examples, of `evaluated(state)`.
 
     Args:
       batch_size: at least; rounded up to what the devices can share alike.
@@ -121,7 +122,7 @@ def evaluator(
         rows = execution.rows(batch_size)
 
     def sums(state: LearnerState, images: Array, labels: Array, real: Array) -> Array:
-        output = learner.predict(state, preprocess.evaluate(images))
+        output = learner.predict(evaluated(state), preprocess.evaluate(images))
         losses, correct = learner.loss(output, labels), output.argmax(-1) == labels
         return jnp.stack([jnp.sum(jnp.where(real, values, 0)) for values in (losses, correct)])
 
