@@ -67,16 +67,46 @@ def get_config() -> ConfigDict:
     config.estimator.noise = ConfigDict({"scale": 1.0})
     config.estimator.options = ConfigDict()  # of one's own
 
-    # Adam, with one state a module and one an estimator. schedule: constant or cosine (to zero).
+    # Each module has its own state of the optimizer, and each estimator of the other. Rates and decays are
+    # those of PyTorch and optax.
     config.optimizer = ConfigDict()
-    config.optimizer.learning_rate = 1e-3
+    # adamw, adam, sgd, lion or muon: that is for matrices, with Adam for all else, and both make updates of
+    # Adam's size, so that Adam's rates serve.
+    config.optimizer.name = "adamw"
+    config.optimizer.learning_rate = 1e-3  # the highest, where a schedule changes it
+    # constant; cosine: down to final_fraction of it; step: times step_factor at each of step_boundaries;
+    # one_cycle: up from 1/25 of it in half a cosine wave, then as cosine.
     config.optimizer.schedule = "cosine"
+    # Of the run, as are the boundaries. The rate rises so long, in a straight line from 0 (in one_cycle's
+    # wave for 0.3 of the run, if this is 0).
+    config.optimizer.warmup_fraction = 0.0
+    config.optimizer.step_boundaries = (0.5, 0.75)
+    config.optimizer.step_factor = 0.1
+    config.optimizer.final_fraction = 0.0
+    config.optimizer.momentum = 0.0  # of sgd
+    config.optimizer.nesterov = False  # ... as Nesterov has it
+    # Each update takes learning_rate * weight_decay of a parameter away; with sgd it is a part of the
+    # gradient (L2), so that momentum gathers it.
     config.optimizer.weight_decay = 0.0
+    config.optimizer.decay_biases_and_norms = True  # False: decay for what has two dimensions or more alone
     config.optimizer.clip_norm = 0.0  # longest gradient of one module; 0 for any length
     config.estimator_optimizer = ConfigDict()
+    config.estimator_optimizer.name = "adam"
     config.estimator_optimizer.learning_rate = 1e-3
     config.estimator_optimizer.schedule = "cosine"
+    config.estimator_optimizer.warmup_fraction = 0.0
+    config.estimator_optimizer.step_boundaries = (0.5, 0.75)
+    config.estimator_optimizer.step_factor = 0.1
+    config.estimator_optimizer.final_fraction = 0.0
+    config.estimator_optimizer.momentum = 0.0
+    config.estimator_optimizer.nesterov = False
     config.estimator_optimizer.clip_norm = 0.0
+    # Evaluate, and predict with, an exponential moving average of the modules' parameters, which keeps so
+    # much of itself in each update (0.999, say), and batch statistics as they are; 0: no average.
+    config.average_decay = 0.0
+    # So much of each label is spread over all classes alike: in the loss that is trained and told, and in
+    # those of local heads.
+    config.label_smoothing = 0.0
     # Leave the parameters of a module (or estimator) as they are in a step whose gradient is infinite or
     # NaN, and count these steps, where the run otherwise stops. Batch statistics change in every step.
     config.skip_not_finite = False

@@ -3,6 +3,7 @@
 from decoupled.extras import extra
 
 with extra("train"):
+    from decoupled.training.average import evaluated
     from decoupled.training.loop import Job, train_and_evaluate
     from decoupled.training.parts import (
         flax_variables,
@@ -18,6 +19,7 @@ __all__ = [
     "Job",
     "NoWorkdir",
     "Workdir",
+    "evaluated",
     "flax_variables",
     "load_estimator",
     "load_module",

@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from decoupled import data, estimators, models
 from decoupled.argument_checks import check_module, listed
@@ -29,12 +28,16 @@ from decoupled.modules.backward_rules import (
     with_backward_rule,
 )
 from decoupled.training import parallel, staged
+from decoupled.training.average import averaged
 from decoupled.training.config_checks import check, options_of, own_names
 from decoupled.training.execution import Execution
+from decoupled.training.label_smoothing import cross_entropy
 from decoupled.training.loop import Job
 from decoupled.training.methods import METHODS, estimator_of
 from decoupled.training.objectives import LOSSES, METRICS, Metric, checked_scores, own_metric
+from decoupled.training.optimizers import OPTIMIZERS, optimizer_of
 from decoupled.training.own_names import call, find, find_function, is_own, theirs_if_so
+from decoupled.training.schedules import SCHEDULES
 from decoupled.types import Array, Estimator, Key, Loss, Module
 
 with extra("train"):
@@ -87,10 +90,6 @@ _MODELS: dict[str, Callable[..., list[Module]]] = {
         **options,
     ),
 }
-_SCHEDULES: dict[str, Callable[[float, float], Any]] = {
-    "constant": lambda rate, steps: rate,
-    "cosine": lambda rate, steps: optax.cosine_decay_schedule(rate, max(round(steps), 1)),
-}
 # How devices share the work: the name of a mapped axis, or None, and what makes the Execution.
 _MODES: dict[str, tuple[str | None, Callable[..., Execution]]] = {
     "none": (None, parallel.one_device),
@@ -117,6 +116,8 @@ def build(config: ml_collections.ConfigDict) -> Job:
         (find if field == "metric" else find_function)(field, name)
     if not own:
         _network(config, num_classes=2)
+    for field in ("optimizer", "estimator_optimizer"):
+        optimizer_of(config, field, steps=1)
     make_execution = _execution(config)
     metric = _metric(config)
     dataset = _dataset(config)
@@ -187,9 +188,10 @@ def make_learner_of(
     check(config, _choices())
     # A module that sits out does not count the step, so its schedule must be as much shorter.
     steps = all_steps * config.update_probability
-    decay, skip = config.optimizer.weight_decay, config.skip_not_finite
-    adamw = optax.adamw(_learning_rate(config, "optimizer", steps), weight_decay=decay)
-    adam = optax.adam(_learning_rate(config, "estimator_optimizer", steps))
+    skip = config.skip_not_finite
+    optimizer = optimizer_of(config, "optimizer", steps)
+    if config.average_decay:
+        optimizer = averaged(optimizer, config.average_decay)
     modules, estimator = _network(config, num_classes, axis_name)
     links = stack_equal(modules) if config.step == "stacked" else modules
     if estimator.training_gradient is not None:
@@ -198,8 +200,8 @@ def make_learner_of(
         links,
         [estimator] * (len(links) - 1),
         _loss(config),
-        watched(_clipped(adamw, config.optimizer.clip_norm), skip),
-        _clipped(adam, config.estimator_optimizer.clip_norm),
+        watched(optimizer, skip),
+        optimizer_of(config, "estimator_optimizer", steps),
         update_probability=config.update_probability,
         axis_name=axis_name,
     )
@@ -242,8 +244,10 @@ def _choices() -> dict[str, Collection[str]]:
         "model.dtype": _DTYPES,
         "estimator.name": METHODS,
         "estimator.bp_lambda.estimator": plain,
-        "optimizer.schedule": _SCHEDULES,
-        "estimator_optimizer.schedule": _SCHEDULES,
+        "optimizer.name": OPTIMIZERS,
+        "optimizer.schedule": SCHEDULES,
+        "estimator_optimizer.name": OPTIMIZERS,
+        "estimator_optimizer.schedule": SCHEDULES,
         "parallel.mode": _MODES,
         "step": _STEPS,
     }
@@ -264,6 +268,13 @@ def _dataset(config: ml_collections.ConfigDict) -> Dataset:
 
 
 def _loss(config: ml_collections.ConfigDict) -> Loss:
+    if config.label_smoothing:
+        if config.loss != "softmax_cross_entropy":
+            raise UsageError(
+                f"config.label_smoothing is {config.label_smoothing}, which the log loss of classes has alone:"
+                f" leave it 0 with config.loss {config.loss!r}, or choose softmax_cross_entropy"
+            )
+        return cross_entropy(config.label_smoothing)
     return find_function("loss", config.loss) if is_own(config.loss) else LOSSES[config.loss]
 
 
@@ -357,12 +368,3 @@ def _execution(
     elif mode != "none":
         placed = (parallel.data_mesh(devices, config.batch_size),)
     return lambda learner_on, preprocess, metric: make(learner_on(axis_name), preprocess, metric, *placed)
-
-
-def _clipped(adam: optax.GradientTransformation, clip_norm: float) -> optax.GradientTransformation:
-    """For gradients that are first shortened to a length of `clip_norm`, unless that is 0."""
-    return optax.chain(optax.clip_by_global_norm(clip_norm), adam) if clip_norm else adam
-
-
-def _learning_rate(config: ml_collections.ConfigDict, field: str, steps: float) -> Any:
-    return _SCHEDULES[config[field].schedule](config[field].learning_rate, steps)

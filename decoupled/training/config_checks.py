@@ -63,6 +63,7 @@ def whole(least: int, most: int = _MOST_COUNTED, several: bool = False) -> Range
 
 _NOT_NEGATIVE = Range(0, _MOST_FLOAT32)
 _FRACTION = Range(0, 1)
+_FRACTIONS = Range(0, 1, several=True)
 _BELOW_ONE = Range(0, 1, below=True)
 
 RANGES: dict[str, Range] = {
@@ -102,10 +103,22 @@ RANGES: dict[str, Range] = {
     "estimator.similarity.width": whole(1),
     "estimator.noise.scale": _NOT_NEGATIVE,
     "optimizer.learning_rate": _NOT_NEGATIVE,
+    "optimizer.warmup_fraction": _FRACTION,
+    "optimizer.step_boundaries": _FRACTIONS,
+    "optimizer.step_factor": _FRACTION,
+    "optimizer.final_fraction": _FRACTION,
+    "optimizer.momentum": _BELOW_ONE,
     "optimizer.weight_decay": _NOT_NEGATIVE,
     "optimizer.clip_norm": _NOT_NEGATIVE,
     "estimator_optimizer.learning_rate": _NOT_NEGATIVE,
+    "estimator_optimizer.warmup_fraction": _FRACTION,
+    "estimator_optimizer.step_boundaries": _FRACTIONS,
+    "estimator_optimizer.step_factor": _FRACTION,
+    "estimator_optimizer.final_fraction": _FRACTION,
+    "estimator_optimizer.momentum": _BELOW_ONE,
     "estimator_optimizer.clip_norm": _NOT_NEGATIVE,
+    "average_decay": _BELOW_ONE,
+    "label_smoothing": _BELOW_ONE,
     "update_probability": _FRACTION,
     "parallel.stages": whole(1),
     "parallel.devices": whole(0),
@@ -121,6 +134,9 @@ _YES_OR_NO = (
     "model.vit.class_token",
     "estimator.conditioned",
     "estimator.local_loss.linear",
+    "optimizer.nesterov",
+    "optimizer.decay_biases_and_norms",
+    "estimator_optimizer.nesterov",
     "skip_not_finite",
     "show_test",
 )
@@ -149,7 +165,7 @@ def check(config: ml_collections.ConfigDict, choices: Mapping[str, Collection[st
             continue
         if not isinstance(value, str) or value not in names:
             own = ", or a function of your own, module:function" if field in _OWN else ""
-            raise _refused(field, value, f"one of {', '.join(sorted(names))}{own}")
+            raise _refused(field, value, f"one of {', '.join(sorted(names))}{own}{_meant(value, names)}")
     for field, allowed in RANGES.items():
         check_range(config, field, allowed)
     for fields, kind, name in ((_YES_OR_NO, bool, "True or False"), (_TEXTS, str, "a text")):
@@ -251,6 +267,12 @@ def _advice(field: str, known: Collection[str]) -> str:
         name = next(iter(difflib.get_close_matches(name, names, n=1, cutoff=_ALIKE)), None)
     likely = [other for other in known if _name(other) == name]
     return f"did you mean {' or '.join(likely)}?" if likely else "leave it out; see configs/base.py"
+
+
+def _meant(value: Any, names: Collection[str]) -> str:
+    """The name that a wrong one is likely to stand for, as the end of a message."""
+    likely = difflib.get_close_matches(str(value), names, n=1, cutoff=_ALIKE)
+    return f" (did you mean {likely[0]}?)" if likely else ""
 
 
 def _name(field: str) -> str:

@@ -35,7 +35,7 @@ def changes_to_go_on_with(
     refused, why = changes, ""
     if more_epochs and _drawn_out_over_epochs(config):
         why = (
-            "; a schedule is drawn out over all epochs; runs of constant ones"
+            "; a schedule is drawn out over all epochs, and so is a warm-up; runs of constant rates"
             " (config.optimizer.schedule=constant) need no flag"
         )
     elif more_epochs:
@@ -86,8 +86,8 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _drawn_out_over_epochs(config: dict[str, Any]) -> bool:
     """Whether the number of epochs tells on every step, by its learning rate, and not on the end alone."""
+    as_if_constant = {"schedule": "constant", "warmup_fraction": 0}
     return any(
-        value != "constant"
+        value != as_if_constant.get(field.rpartition(".")[2], value)
         for field, value in _flat(config).items()
-        if field.rpartition(".")[2] == "schedule"
     )

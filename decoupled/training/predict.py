@@ -16,7 +16,7 @@ import numpy as np
 
 from decoupled.data.augment import standardise
 from decoupled.errors import DataError, UsageError
-from decoupled.training import load_trained
+from decoupled.training import evaluated, load_trained
 from decoupled.training.builder import make_learner_of
 from decoupled.training.config_checks import own_names
 from decoupled.training.own_names import theirs_if_so
@@ -65,7 +65,7 @@ def load_predictor(
     x = jax.eval_shape(inputs, jax.ShapeDtypeStruct((1, *shape), dtype))
     with theirs_if_so(own_names(config)):
         like = jax.eval_shape(learner.init, jax.random.key(0), x, y)
-    state = load_trained(workdir, like, which)
+    state = evaluated(load_trained(workdir, like, which))
     network = jax.jit(lambda state, images: learner.predict(state, inputs(images)).astype(jnp.float32))
 
     def predict(images: np.ndarray | Array) -> Array:

@@ -13,6 +13,7 @@ from decoupled.learning.learner import Learner
 from decoupled.learning.module_update import mean_over, no_metrics
 from decoupled.learning.stack import Stack
 from decoupled.learning.state import BoundaryMetrics, LearnerState, Metrics
+from decoupled.training.average import evaluated
 from decoupled.training.execution import Execution
 from decoupled.training.objectives import ACCURACY, Metric
 from decoupled.types import Array, Estimator, Key, Module
@@ -124,6 +125,8 @@ def evaluator(
 ) -> Callable[[LearnerState, Split], dict[str, float]]:
     """A function (state, split) -> means over all its examples of the metric, by its name, and of the loss.
 
+    They are those of `evaluated(state)`.
+
     Args:
       batch_size: at least; rounded up to what the devices can share alike.
       execution: says which devices; without it, wherever the state is.
@@ -134,7 +137,7 @@ def evaluator(
         rows = execution.rows(batch_size)
 
     def sums(state: LearnerState, images: Array, labels: Array, real: Array) -> Array:
-        output = learner.predict(state, preprocess.evaluate(images))
+        output = learner.predict(evaluated(state), preprocess.evaluate(images))
         losses, scores = learner.loss(output, labels), metric.function(output, labels)
         return jnp.stack([jnp.sum(jnp.where(real, values, 0)) for values in (losses, scores)])
 

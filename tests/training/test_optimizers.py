@@ -1,0 +1,407 @@
+"""Optimizers, schedules, averages and smoothed labels that a config names, against definitions in NumPy."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+from flax import nnx
+
+import decoupled
+from configs import base
+from decoupled import losses, stack_equal
+from decoupled.learning.watch import read_watches, watched
+from decoupled.training import evaluated
+from decoupled.training.average import averaged
+from decoupled.training.builder import build, make_learner_of
+from decoupled.training.label_smoothing import cross_entropy
+from decoupled.training.optimizers import no_bias_and_no_norm, optimizer_of
+from decoupled.training.schedules import learning_rate
+from tests import helpers
+
+RATE = 0.1
+
+
+def config(**changes):
+    result = base.get_config()
+    result.update_from_flattened_dict(changes)
+    return result
+
+
+def section(**changes):
+    result = config().optimizer
+    result.update({"learning_rate": RATE, **changes})
+    return result
+
+
+def optimizer(steps=10, **changes):
+    result = config()
+    result.optimizer.update({"learning_rate": RATE, "schedule": "constant", **changes})
+    return optimizer_of(result, "optimizer", steps)
+
+
+def parameters(seed=0):
+    rng = np.random.default_rng(seed)
+    shapes = {"kernel": (4, 3), "bias": (3,), "conv": (2, 2, 3, 4), "scale": (4,)}
+    return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def moved(tx, params, gradients):
+    """The parameters after each gradient."""
+    state, update, found = tx.init(params), jax.jit(tx.update), []
+    for gradient in gradients:
+        updates, state = update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+        found.append(jax.device_get(params))
+    return found
+
+
+GRADIENTS = [parameters(seed) for seed in (1, 2, 3)]
+
+
+def test_the_defaults_are_the_optimizers_of_old():
+    cosine = optax.cosine_decay_schedule(1e-3, 37)
+    for field, expected in (
+        ("optimizer", optax.adamw(cosine, weight_decay=0.0)),
+        ("estimator_optimizer", optax.adam(cosine)),
+    ):
+        own = optimizer_of(config(), field, 36.6)
+        chex.assert_trees_all_equal(own.init(parameters()), expected.init(parameters()))
+        chex.assert_trees_all_equal(
+            moved(own, parameters(), GRADIENTS), moved(expected, parameters(), GRADIENTS)
+        )
+    assert make_learner_of(config(), 3, 1).loss is losses.softmax_cross_entropy
+
+
+def rates(steps, **changes):
+    rate = learning_rate(section(**changes), steps)
+    counts = range(steps + 3)
+    return np.array([rate(np.int32(t)) for t in counts] if callable(rate) else [rate for _ in counts])
+
+
+def wave(t, length):
+    return (1 + np.cos(np.pi * min(t, length) / length)) / 2
+
+
+SHAPES = {
+    "constant": ({}, lambda t: 1),
+    "cosine": ({"final_fraction": 0.2}, lambda t: 0.2 + 0.8 * wave(t, 20)),
+    "step": (
+        # Two of them fall on one step.
+        {"step_boundaries": (0.25, 0.5, 0.51), "step_factor": 0.5},
+        lambda t: 0.5 ** ((t >= 5) + 2 * (t >= 10)),
+    ),
+}
+
+
+@pytest.mark.parametrize("schedule", SHAPES)
+def test_schedules(schedule):
+    options, shape = SHAPES[schedule]
+    expected = [RATE * shape(t) for t in range(23)]
+    np.testing.assert_allclose(rates(20, schedule=schedule, **options), expected, rtol=1e-6)
+
+
+AFTER_8 = {
+    **SHAPES,
+    # The wave takes the rest of the run; what falls, falls at fractions of all of it.
+    "cosine": ({}, lambda t: wave(t - 8, 12)),
+    "step": (
+        {"step_boundaries": (0.25, 0.5), "step_factor": 0.5},
+        lambda t: 0.5 ** ((t >= 5) + (t >= 10)),
+    ),
+}
+
+
+@pytest.mark.parametrize("schedule", AFTER_8)
+def test_a_warm_up_is_a_straight_line_from_zero(schedule):
+    options, shape = AFTER_8[schedule]
+    expected = [RATE * (t / 8 if t < 8 else shape(t)) for t in range(23)]
+    found = rates(20, schedule=schedule, warmup_fraction=0.4, **options)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize(("own", "rise"), [(0.0, 0.3), (0.5, 0.5)])
+def test_one_cycle_is_that_of_optax(own, rise):
+    # It ends at 1 / 25 / 10^4 of the highest rate.
+    expected = optax.cosine_onecycle_schedule(20, RATE, pct_start=rise)
+    found = rates(20, schedule="one_cycle", warmup_fraction=own, final_fraction=4e-6)
+    np.testing.assert_allclose(found, [expected(t) for t in range(23)], rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(found[[0, int(rise * 20)]], [RATE / 25, RATE], rtol=1e-6)
+
+
+@pytest.mark.parametrize("schedule", [*SHAPES, "one_cycle"])
+@pytest.mark.parametrize("fraction", [0.0, 0.3, 1.0])
+def test_runs_of_no_length(schedule, fraction):
+    for steps in (0, 1, 2):
+        found = rates(steps, schedule=schedule, warmup_fraction=fraction)
+        assert np.isfinite(found).all()
+        assert (found >= 0).all()
+        assert (found <= RATE * (1 + 1e-6)).all()
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_sgd_as_pytorch_has_it(nesterov):
+    found = moved(
+        optimizer(name="sgd", momentum=0.9, nesterov=nesterov, weight_decay=0.01), parameters(), GRADIENTS
+    )
+    for name, p in parameters().items():
+        velocity = 0.0
+        for step, gradient in enumerate(GRADIENTS):
+            g = gradient[name] + 0.01 * p
+            velocity = 0.9 * velocity + g
+            p = p - RATE * (g + 0.9 * velocity if nesterov else velocity)
+            np.testing.assert_allclose(found[step][name], p, rtol=1e-5, atol=1e-6)
+
+
+def test_sgd_alone():
+    found = moved(optimizer(name="sgd"), parameters(), GRADIENTS[:1])
+    expected = {name: p - RATE * GRADIENTS[0][name] for name, p in parameters().items()}
+    chex.assert_trees_all_close(found[0], expected, rtol=1e-6)
+
+
+def test_lion_as_chen_et_al_have_it():
+    found = moved(optimizer(name="lion", weight_decay=0.01), parameters(), GRADIENTS)
+    for name, p in parameters().items():
+        m = 0.0
+        for step, gradient in enumerate(GRADIENTS):
+            g = gradient[name]
+            p = p - RATE * (np.sign(0.9 * m + 0.1 * g) + 0.01 * p)
+            m = 0.99 * m + 0.01 * g
+            np.testing.assert_allclose(found[step][name], p, rtol=1e-5, atol=1e-6)
+
+
+def test_muon_turns_matrices_and_leaves_the_rest_to_adam():
+    found = moved(optimizer(name="muon"), parameters(), GRADIENTS[:1])[0]
+    turned = {name: (parameters()[name] - p) / RATE for name, p in found.items()}
+    u, _, v = np.linalg.svd(GRADIENTS[0]["kernel"], full_matrices=False)
+    # Of the gradient the directions, with singular values near 1, times 0.2 * sqrt(larger side).
+    diagonal = u.T @ turned["kernel"] @ v.T / (0.2 * 2)
+    np.testing.assert_allclose(diagonal, np.diag(np.diag(diagonal)), atol=0.01)
+    assert (np.diag(diagonal) > 0.6).all()
+    assert (np.diag(diagonal) < 1.3).all()
+    for name in ("bias", "conv", "scale"):  # Adam's first update is the sign, with Nesterov's correction
+        nadam = (0.9 * 0.1 / (1 - 0.9**2) + 0.1 / (1 - 0.9)) * np.sign(GRADIENTS[0][name])
+        np.testing.assert_allclose(turned[name], nadam, rtol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(2, 8), (8, 2), (5, 5)])
+def test_muons_updates_are_of_adams_size_whatever_the_shape(shape):
+    rng = np.random.default_rng(0)
+    params, gradient = rng.normal(size=(2, *shape)).astype(np.float32)
+    (found,) = moved(optimizer(name="muon"), params, [gradient])
+    np.testing.assert_allclose(np.sqrt(np.mean((params - found) ** 2)), RATE * 0.2, rtol=0.25)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lion", "muon"])
+@pytest.mark.parametrize("all_decay", [False, True])
+def test_what_decays(name, all_decay):
+    """Gradients of zero leave the decay alone."""
+    tx = optimizer(name=name, weight_decay=0.5, decay_biases_and_norms=all_decay)
+    (found,) = moved(tx, parameters(), [jax.tree.map(np.zeros_like, parameters())])
+    for leaf, p in parameters().items():
+        decays = all_decay or leaf in ("kernel", "conv")
+        np.testing.assert_allclose(found[leaf], p * (1 - RATE * 0.5) if decays else p, rtol=1e-6)
+
+
+def test_biases_of_many_dimensions_are_told_by_name():
+    layer = nn.MultiHeadDotProductAttention(num_heads=2, qkv_features=6)
+    h = jnp.ones((1, 3, 5))
+    params = layer.init(jax.random.key(0), h)["params"]
+    assert params["query"]["bias"].ndim == 2
+    assert no_bias_and_no_norm(params) == {
+        part: {"kernel": True, "bias": False} for part in ("query", "key", "value", "out")
+    }
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lion", "muon"])
+def test_nnx_modules_too(name):
+    tx = optimizer(name=name, weight_decay=0.5, decay_biases_and_norms=False)
+    module = decoupled.from_nnx(lambda rngs: nnx.Linear(5, 3, rngs=rngs), "layer")
+    params = module.init(jax.random.key(0), jnp.ones((1, 5))).params
+    params = jax.tree.map(lambda p: p + 1, params)
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    new = nnx.to_pure_dict(optax.apply_updates(params, updates))
+    np.testing.assert_array_equal(new["bias"], np.ones(3))
+    np.testing.assert_allclose(new["kernel"], 0.95 * nnx.to_pure_dict(params)["kernel"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "lion", "muon"])
+def test_gradients_are_clipped_first(name):
+    params, gradient = parameters(), parameters(1)
+    norm = np.sqrt(sum(np.sum(g**2) for g in gradient.values()))
+    short = jax.tree.map(lambda g: g * (0.5 / norm), gradient)
+    clipped = moved(optimizer(name=name, clip_norm=0.5), params, [gradient] * 2)
+    chex.assert_trees_all_close(clipped, moved(optimizer(name=name), params, [short] * 2), rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimizer.name": "adamv"}, r"name is 'adamv': choose one of .* \(did you mean adamw\?\)$"),
+        ({"optimizer.schedule": "onecycle"}, r"choose one of .* \(did you mean one_cycle\?\)$"),
+        ({"optimizer.momentum": 0.9}, r"momentum is 0.9, which adamw does not have: .* choose sgd as"),
+        (
+            {"estimator_optimizer.nesterov": True},
+            r"^config\.estimator_optimizer\.nesterov is True, which adam",
+        ),
+        (
+            {"optimizer.name": "sgd", "optimizer.nesterov": True},
+            "but config.optimizer.momentum is 0: set it",
+        ),
+        (
+            {"optimizer.name": "adam", "optimizer.weight_decay": 0.1},
+            "adam does not have: .* choose adamw or",
+        ),
+        (
+            {"optimizer.schedule": "step", "optimizer.final_fraction": 0.1},
+            "final_fraction is 0.1, which step does not have: .* cosine or one_cycle as config.optimizer",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_refused_before_any_data_is_looked_for(changes, message):
+    with pytest.raises(decoupled.UsageError, match=message):
+        build(config(dataset="mnist", data_dir="/nowhere", download=False, **changes))
+
+
+def chain(tx, depth=3, stacked=False, **options):
+    layers = decoupled.models.mlp(depth, 4, helpers.CLASSES, norm="batch")
+    modules = decoupled.cut(layers, range(depth))
+    links = stack_equal(modules) if stacked else modules
+    estimator = helpers.every_method()["linear"]
+    loss = losses.softmax_cross_entropy
+    return decoupled.make_learner(
+        links, [estimator] * (len(links) - 1), loss, tx, optax.sgd(0.1), **options
+    )
+
+
+def trained(learner, steps=3):
+    """The state after each step, and that of the start."""
+    states = [learner.init(jax.random.key(0), *helpers.batch())]
+    update = jax.jit(learner.update)
+    for step in range(steps):
+        states.append(update(states[-1], *helpers.batch(step), jax.random.key(step))[0])
+    return states
+
+
+def mean_of(trees, decay):
+    weights = [decay**age for age in reversed(range(len(trees)))]
+    return jax.tree.map(lambda *p: sum(map(np.multiply, weights, p)) / sum(weights), *trees)
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_the_average(stacked):
+    tx = optimizer(name="adamw", clip_norm=0.5)
+    start, *states = trained(chain(watched(averaged(tx, 0.7)), stacked=stacked))
+    plain = trained(chain(watched(tx), stacked=stacked))
+    for i, module in enumerate(evaluated(states[-1]).modules):
+        expected = mean_of([state.modules[i].params for state in states], 0.7)
+        chex.assert_trees_all_close(module.params, expected, rtol=1e-5, atol=1e-6)
+        # Training and batch statistics know nothing of it.
+        chex.assert_trees_all_close(states[-1].modules[i].params, plain[-1].modules[i].params, rtol=1e-6)
+        chex.assert_trees_all_equal(module.state, states[-1].modules[i].state)
+    chex.assert_trees_all_equal(evaluated(start), start)
+    chex.assert_trees_all_equal(evaluated(plain[-1]), plain[-1])
+    chex.assert_trees_all_equal(evaluated(states[-1]).estimators, states[-1].estimators)
+
+
+def test_a_slow_average_of_many_updates():
+    tx, params = averaged(optax.sgd(1.0), 0.9999), {"p": jnp.zeros(())}
+    state, update, values = tx.init(params), jax.jit(tx.update), []
+    for _ in range(200):
+        updates, state = update({"p": jnp.float32(-1.0)}, state, params)
+        params = optax.apply_updates(params, updates)
+        values.append(dict(params))
+    expected = mean_of(jax.device_get(values), 0.9999)
+    chex.assert_trees_all_close(state.average, expected, rtol=1e-5)
+
+
+def test_an_average_of_bfloat16_is_kept_in_float32():
+    tx, params = averaged(optax.sgd(1.0), 0.9), {"p": jnp.ones((), jnp.bfloat16)}
+    _, state = tx.update({"p": jnp.zeros((), jnp.bfloat16)}, tx.init(params), params)
+    assert state.average["p"].dtype == jnp.float32
+    module = decoupled.ModuleState(params, {}, state)
+    learner_state = decoupled.LearnerState(jnp.zeros((), jnp.int32), (module,), ())
+    assert evaluated(learner_state).modules[0].params["p"].dtype == jnp.bfloat16
+
+
+def test_a_module_that_sits_out_counts_no_update():
+    learner = chain(averaged(optimizer(name="sgd"), 0.7), update_probability=0.5)
+    states = trained(learner, 6)
+    for i, module in enumerate(evaluated(states[-1]).modules):
+        values = [state.modules[i].params for state in states]
+        kernels = [np.asarray(jax.tree.leaves(value)[-1]) for value in values]
+        taken = [
+            v for v, k, before in zip(values[1:], kernels[1:], kernels, strict=False) if (k != before).any()
+        ]
+        assert 0 < len(taken) < 6
+        chex.assert_trees_all_close(module.params, mean_of(taken, 0.7), rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_that_are_skipped_are_in_no_average():
+    tx = watched(averaged(optimizer(name="muon", clip_norm=1.0), 0.7), skip=True)
+    params = jax.tree.map(jnp.asarray, parameters())
+    state = tx.init(params)
+    _, state = tx.update(GRADIENTS[0], state, params)
+    bad = {**GRADIENTS[1], "bias": np.full(3, np.nan, np.float32)}
+    updates, after = tx.update(bad, state, params)
+    chex.assert_trees_all_equal(updates, jax.tree.map(jnp.zeros_like, params))
+    chex.assert_trees_all_equal(after.inner, state.inner)
+    assert (int(after.not_finite), int(after.first)) == (1, 2)
+
+
+@pytest.mark.parametrize("name", ["sgd", "lion", "muon"])
+def test_a_stack_of_blocks(name):
+    """Each block of its own and all in a loop: the same numbers, and every optimizer is watched."""
+    changes = {"momentum": 0.9} if name == "sgd" else {}
+    tx = optimizer(name=name, weight_decay=0.1, decay_biases_and_norms=False, learning_rate=0.01, **changes)
+    apart = chain(watched(averaged(tx, 0.7)))
+    stack = chain(watched(averaged(tx, 0.7)), stacked=True)
+    one, other = trained(apart, 2)[-1], trained(stack, 2)[-1]
+    chex.assert_trees_all_close(
+        [m.params for m in evaluated(one).modules],
+        [m.params for m in stack.unstack(evaluated(other)).modules],
+        rtol=1e-3,
+        atol=1e-4,
+    )
+    watches = read_watches(stack.chain, other.modules, other.estimators)
+    assert [watch.updates for watch in watches] == [2] * 4
+
+
+def test_muon_of_a_module_without_matrices():
+    tx, params = optimizer(name="muon", weight_decay=0.1), {"scale": jnp.ones(3)}
+    gradient = {"scale": jnp.asarray([1.0, -1.0, 1.0])}
+    (found,) = moved(tx, params, [gradient])
+    assert (np.sign(1 - 0.01 - found["scale"]) == np.sign(gradient["scale"])).all()
+    chex.assert_trees_all_equal(moved(tx, {}, [{}]), [{}])
+
+
+def test_smoothed_labels():
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(6, 4)).astype(np.float32), rng.integers(4, size=6).astype(np.int32)
+    probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    targets = 0.9 * np.eye(4)[labels] + 0.1 / 4
+    expected = -(targets * np.log(probabilities)).sum(-1)
+    np.testing.assert_allclose(cross_entropy(0.1)(logits, labels), expected, rtol=1e-5)
+    with pytest.raises(decoupled.UsageError, match="takes integer labels"):
+        cross_entropy(0.1)(logits, labels.astype(np.float32))
+    half = cross_entropy(0.1)(jnp.asarray(logits, jnp.bfloat16), labels)
+    assert half.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("method", ["local_loss", "similarity", "probe"])
+def test_heads_learn_from_smoothed_labels_too(method):
+    changes = {"estimator.name": method, "estimator.similarity.weight": 0.0, "model.mlp.depth": 1}
+    x, y = jnp.ones((4, 8, 8, 1)), jnp.arange(4) % 3
+    lowest = []
+    for smoothing in (0.0, 0.3):
+        learner = make_learner_of(config(label_smoothing=smoothing, **changes), 3, 1)
+        estimator = learner.estimators[0]
+        h = jnp.ones((4, 5))
+        params = jax.tree.map(jnp.zeros_like, estimator.init(jax.random.key(0), h, y))
+        # Sure of every label's opposite: only what is spread out is cheap there.
+        gradient = estimator.training_gradient(params, h, y, jnp.zeros_like(h))[1]
+        lowest.append(gradient)
+    del x
+    assert any(not np.allclose(a, b) for a, b in zip(*map(jax.tree.leaves, lowest), strict=True))
