@@ -17,7 +17,7 @@ def mean(values: Array, weight: Array | None) -> Array:
     """Of one number an example, (batch,); 0 where no example counts."""
     if weight is None:
         return values.mean()
-    return (values * shares(weight)).sum()
+    return (zeroed(values, weight) * shares(weight)).sum()
 
 
 def mean_product(a: Array, b: Array, weight: Array | None) -> Array:
@@ -89,7 +89,11 @@ def _scaled(tree: PyTree, weight: Array | None, scale) -> PyTree:
     if weight is None:
         return tree
     safe = jnp.where(weight == 0, 1, weight)
-    return jax.tree.map(lambda leaf: scale(leaf, _along(safe, leaf).astype(leaf.dtype)), tree)
+
+    def scaled(leaf: Array) -> Array:
+        return scale(at_least_float32(leaf), _along(safe, leaf)).astype(leaf.dtype)
+
+    return jax.tree.map(scaled, tree)
 
 
 def _along(weight: Array, leaf: Array) -> Array:

@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import decoupled
 from decoupled import Reads, estimators, losses
+from decoupled.estimators.local_loss import from_local_loss
 from decoupled.leaves import per_example, real_part
 from tests import helpers, networks
 from tests.networks import CLASSES, NETWORKS
@@ -249,3 +251,115 @@ def test_what_a_mask_is_passes_and_has_no_gradient():
     assert real_part(h) is h["h"]
     out = decoupled.boundary(estimators.backprop(), {}, h, batch_axes=2)
     chex.assert_trees_all_equal(out, h)
+
+
+def attending(name, width):
+    """Every token looks at every other, and no mask keeps it from that."""
+
+    def apply(w, h):
+        return jax.nn.softmax(jnp.einsum("btc,bsc->bts", h, h)) @ h @ w
+
+    return decoupled.from_functions(lambda key, h: jax.random.normal(key, width), apply, name)
+
+
+def test_a_token_that_does_not_count_is_looked_at_all_the_same():
+    """As in training on the end of a sequence alone; all together, and module by module."""
+    modules = [attending("a", (4, 5)), attending("b", (5, 5)), attending("c", (5, CLASSES))]
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, 4, 4)), jnp.float32)
+    network = networks.Network(modules, losses.softmax_cross_entropy, x, jnp.ones((2, 4), jnp.int32), 2)
+    weight = jnp.asarray([[0.0, 0, 0, 1], [0, 0, 1, 2]])
+    learner, state = learner_of(network, estimators.backprop())
+    new, metrics = jax.jit(learner.update)(state, x, network.y, KEY, weight)
+
+    def loss(all_params):
+        return weighted_loss(network, run(network, all_params), network.y, weight)
+
+    value, expected = jax.value_and_grad(loss)([m.params for m in state.modules])
+    assert metrics.loss == pytest.approx(float(value), rel=1e-5)
+    chex.assert_trees_all_close(helpers.steps_taken(state, new), expected, rtol=1e-4, atol=1e-6)
+    h_ins = [x]
+    for module, own in zip(modules, state.modules, strict=True):
+        h_ins.append(module.apply(own.params, {}, h_ins[-1], KEY, True)[0])
+    signal = None
+    for i in (2, 1, 0):
+        args = (state.modules[i], {}, h_ins[i], network.y, KEY, signal, weight)
+        step = learner.update_module[i](*args)
+        chex.assert_trees_all_close(step.module, new.modules[i], rtol=1e-4, atol=1e-6)
+        signal = step.grad_h_in
+
+
+def test_nothing_is_read_of_padded_tokens_by_heads_and_losses():
+    """What is at padding is zero here, where the length of a vector has no gradient."""
+    layer = decoupled.from_functions(lambda key, h: jax.random.normal(key, (3, 3)), lambda w, h: h @ w, "l")
+    x = jnp.ones((2, 3, 3)).at[0, 2].set(jnp.nan)
+    weight, y = jnp.asarray([[1.0, 1, 0], [1, 1, 1]]), jnp.zeros((2, 3), jnp.int32)
+
+    def length(est_params, h, y, weight):
+        return jnp.linalg.norm(h @ est_params, axis=1)
+
+    head = from_local_loss("length", lambda key, h, y: jnp.eye(3), length, "")
+    learner = decoupled.make_learner(
+        [layer, layer], [head], lambda out, y: jnp.linalg.norm(out, axis=1), SGD, SGD, batch_axes=2
+    )
+    for given in (weight, jnp.zeros((2, 3))):
+        state, metrics = learner.update(learner.init(KEY, x, y), x, y, KEY, given)
+        chex.assert_tree_all_finite((state.modules, state.estimators, metrics.loss, metrics.boundaries))
+
+
+@pytest.mark.parametrize("name", ["backprop", "linear"])
+def test_where_nothing_counts_a_boundary_hands_nothing_down(name):
+    network = networks.two_heads()
+    estimator, h = methods(network)[name], jnp.ones((6, 5))
+    est_params = estimator.init(KEY, h, network.y)
+
+    def loss(est_params, h):
+        out = decoupled.boundary(estimator, est_params, h, network.y, weight=jnp.zeros(6))
+        return (out * 0).sum()
+
+    gradients = jax.grad(loss, (0, 1))(est_params, h)
+    chex.assert_trees_all_equal(gradients, jax.tree.map(jnp.zeros_like, gradients))
+
+
+@pytest.mark.parametrize("inner", ["linear", "similarity"])
+def test_bp_lambda_goes_around_a_lift_as_it_goes_within(inner):
+    network = networks.two_towers()
+    weight, own = weights_of(network), methods(network)[inner]
+    results = []
+    for spec in (
+        estimators.bp_lambda(estimators.joined(own), 0.3),
+        estimators.joined(estimators.bp_lambda(own, 0.3)),
+    ):
+        learner, state = learner_of(network, spec)
+        results.append(jax.jit(learner.update)(state, network.x, network.y, KEY, weight)[0])
+    chex.assert_trees_all_close(*results, rtol=1e-5, atol=1e-6)
+
+
+def test_each_keeps_its_optimizers_in_nnx():
+    network = networks.two_towers()
+    estimator = estimators.each(methods(network)["recursive_least_squares"])
+
+    class Model(nnx.Module):
+        def __init__(self):
+            self.cut = decoupled.NNXBoundary(estimator, network.x, rngs=nnx.Rngs(0), y=network.y)
+
+    state = nnx.state(Model(), nnx.Param)
+    tx = decoupled.split_optimizer(SGD, estimator.optimizer(SGD))
+    updates, _ = tx.update(jax.tree.map(jnp.ones_like, state), tx.init(state), state)
+    chex.assert_trees_all_equal_structs(updates, state)
+
+
+def test_small_weights_in_half_precision():
+    """Only how they stand to one another matters."""
+    network = networks.two_heads()
+
+    def apply(w, h):
+        return h.astype(jnp.float16) @ w.astype(jnp.float16)
+
+    layer = decoupled.from_functions(lambda key, h: jax.random.normal(key, (4, 4)), apply, "layer")
+    x, y = network.x, jnp.zeros(6, jnp.int32)
+    learner = helpers.make_learner([layer, layer], estimators.linear())
+    state = helpers.noisy(learner.init(KEY, x, y))
+    expected, _ = learner.update(state, x, y, KEY, weights_of(network))
+    new, _ = learner.update(state, x, y, KEY, weights_of(network) * 1e-3)
+    chex.assert_trees_all_close(new, expected, rtol=2e-2, atol=2e-2)

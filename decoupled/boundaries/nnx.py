@@ -1,6 +1,6 @@
 """The boundary as an NNX module."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -62,14 +62,15 @@ class NNXBoundary(nnx.Module):
         leaves = jax.tree.leaves(features)
         labels = jnp.zeros((1,), jnp.int32) if y is None else per_example(y, batch_axes)
         examples = jax.tree.leaves(labels)[0].shape[0]
-        if any(hasattr(leaf, "dtype") for leaf in leaves):
+        if any(getattr(leaf, "ndim", 0) > batch_axes for leaf in leaves) or isinstance(features, Mapping):
 
             def zeros(leaf: Any) -> Array:
                 return jnp.zeros((examples, *leaf.shape[batch_axes:]), leaf.dtype)
 
             h, shape = real_part(jax.tree.map(zeros, features)), f"{len(leaves)} arrays"
         else:
-            shape = (features,) if isinstance(features, int) else tuple(features)
+            sizes: Any = features
+            shape = (int(sizes),) if jnp.ndim(sizes) == 0 else tuple(map(int, sizes))
             h = jnp.zeros((examples, *shape))
         check_estimator(f"boundary {name}".strip(), estimator)
         self.name = f"boundary {name}" if name else f"boundary of {estimator.name} on {shape}"

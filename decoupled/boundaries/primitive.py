@@ -35,7 +35,7 @@ from decoupled.estimators.checks import (
 from decoupled.leaves import like, per_example, real_part, with_real_part
 from decoupled.precision import at_least_float32
 from decoupled.types import Array, Estimator, PyTree
-from decoupled.weights import as_cotangent, as_gradient, stand_in
+from decoupled.weights import as_cotangent, as_gradient, stand_in, zeroed
 
 
 def boundary(
@@ -102,7 +102,9 @@ def boundary(
         weight = at_least_float32(jnp.asarray(weight))
         count = weight.sum()
     _check_number(name, num_examples)
-    total = jnp.asarray(count if num_examples is None else num_examples, jnp.float32)
+    total = at_least_float32(jnp.asarray(count if num_examples is None else num_examples))
+    if weight is not None:  # where nothing counts, there is nothing to divide either
+        total = jnp.where(total == 0, 1, total)
 
     @jax.custom_vjp
     def identity(
@@ -143,6 +145,7 @@ def boundary(
         est_gradient = fit_loss = None
         if estimator.training_gradient is not None:
             weights_too = () if weight is None else (weight,)
+            incoming = zeroed(incoming, weight)
             fit_loss, means = estimator.training_gradient(est_params, rows, y, incoming, *weights_too)
             n = count if weight is None else weight.sum()
             est_gradient = jax.tree.map(lambda g, p: (g * n / total).astype(p.dtype), means, est_params)
@@ -150,7 +153,7 @@ def boundary(
         return est_gradient, seen, handed_down, None, None, None, None, None
 
     identity.defvjp(forward, backward)
-    est_params, tap = _vary_like(jax.tree.leaves(real)[0], (est_params, tap))
+    est_params, tap, real = _vary_like((real, y, error, weight), (est_params, tap, real))
     real = identity(est_params, tap, real, y, error, weight, jnp.asarray(use_estimate), total)
     return with_real_part(h, real)
 
@@ -196,14 +199,16 @@ def _check_number(where: str, num_examples: Any) -> None:
         raise UsageError(f"{where}: num_examples is {num_examples}, but must be one number above zero")
 
 
-def _vary_like(h: Array, tree: PyTree) -> PyTree:
-    """Inside `shard_map`, marks replicated parameters as each device's own, as h is.
+def _vary_like(examples: PyTree, tree: PyTree) -> PyTree:
+    """Inside `shard_map`, marks replicated parameters as each device's own, as examples are.
 
     Their cotangents are then summed over devices, like those of any replicated parameter.
     """
 
+    varying = frozenset[Any]().union(*map(_varying_axes, jax.tree.leaves(examples)))
+
     def vary(leaf: Array) -> Array:
-        missing = tuple(_varying_axes(h) - _varying_axes(leaf))
+        missing = tuple(varying - _varying_axes(leaf))
         return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
 
     return jax.tree.map(vary, tree)

@@ -1,5 +1,7 @@
 """BP(λ): part synthetic gradient, part the gradient from above."""
 
+import jax
+
 from decoupled.argument_checks import check_estimator
 from decoupled.errors import UsageError
 from decoupled.types import Array, Estimator, PyTree, Reads
@@ -31,9 +33,9 @@ def bp_lambda(estimator: Estimator, lam: float = 0.5) -> Estimator:
     if lam == 0:
         return estimator
 
-    def estimate(est_params: PyTree, h: Array, y: Array, signal: Array | None) -> Array:
-        assert signal is not None
-        return (1 - lam) * estimator.estimate(est_params, h, y, None) + lam * signal
+    def estimate(est_params: PyTree, h: Array, y: Array, signal: Array | None, *weight: Array) -> Array:
+        synthetic = estimator.estimate(est_params, h, y, None, *weight)
+        return jax.tree.map(lambda own, incoming: (1 - lam) * own + lam * incoming, synthetic, signal)
 
     return estimator._replace(
         name=f"bp_lambda({estimator.name})",

@@ -100,7 +100,7 @@ def check_activation(where: str, h: PyTree, batch_axes: int = 1) -> None:
     if not real:
         kinds = " and ".join(sorted({str(jnp.result_type(leaf)) for leaf in leaves})) or "empty"
         raise UsageError(f"{where}: h is {kinds}, which has no gradient: put the boundary after a layer")
-    for leaf in real:
+    for leaf in map(jnp.asarray, real):
         if leaf.ndim <= batch_axes:
             raise UsageError(
                 f"{where}: h has shape {leaf.shape} and no axis of features, since the first {batch_axes}"
@@ -136,8 +136,9 @@ def check_weight(where: str, weight: Array, h: PyTree, batch_axes: int = 1) -> N
     Raises:
       UsageError: the shape is not that of the axes that count examples.
     """
-    shape = jnp.shape(jax.tree.leaves(h)[0])
-    if jnp.shape(weight) != shape[:batch_axes]:
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(h)]
+    shape = shapes[0]
+    if not any(jnp.shape(weight) == shape[:batch_axes] for shape in shapes):
         raise UsageError(
             f"{where}: weight has shape {jnp.shape(weight)}, but what is fed, of shape {shape}, has the"
             f" examples {shape[:batch_axes]}: give one number an example"

@@ -1,7 +1,7 @@
 """Estimators of one array made to serve an h that is a pytree with several real-valued leaves."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -119,20 +119,31 @@ def _one_each(
     """The optimizers of estimators side by side, each on the parameters of its own."""
 
     def beside(descent: optax.GradientTransformation) -> optax.GradientTransformation:
-        def txs(params: tuple[Any, ...]) -> list[Any]:
-            return [e.optimizer(descent) if e.optimizer else descent for e in of(list(params))]
+        def txs(number: int) -> list[Any]:
+            return [e.optimizer(descent) if e.optimizer else descent for e in of([None] * number)]
 
         def init(params: PyTree) -> Any:
-            return tuple(tx.init(own) for tx, own in zip(txs(params), params, strict=True))
+            own = _each_part(params)
+            return tuple(tx.init(part) for tx, part in zip(txs(len(own)), own, strict=True))
 
         def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
-            parts = zip(txs(params), updates, state, params, strict=True)
-            moved = [tx.update(own, s, p) for tx, own, s, p in parts]
-            return tuple(step for step, _ in moved), tuple(s for _, s in moved)
+            steps = _each_part(updates)
+            own = [None] * len(steps) if params is None else _each_part(params)
+            parts = zip(txs(len(steps)), steps, state, own, strict=True)
+            moved = [tx.update(step, s, p) for tx, step, s, p in parts]
+            made = [step for step, _ in moved]
+            named = isinstance(updates, Mapping)
+            new = dict(zip(sorted(updates), made, strict=True)) if named else tuple(made)
+            return new, tuple(s for _, s in moved)
 
         return optax.GradientTransformation(init, update)
 
     return beside
+
+
+def _each_part(tree: PyTree) -> list[Any]:
+    """The parameters of each estimator; NNX makes a dict of a tuple, by place."""
+    return [tree[k] for k in sorted(tree)] if isinstance(tree, Mapping) else list(tree)
 
 
 def _vectors(tree: PyTree) -> Array:

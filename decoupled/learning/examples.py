@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from decoupled import weights
+from decoupled.errors import UsageError
 from decoupled.estimators.checks import check_weight
 from decoupled.leaves import per_example
 from decoupled.types import Array, PyTree
@@ -26,29 +27,39 @@ class Examples(NamedTuple):
 def examples_of(x: PyTree, y: PyTree, weight: Array | None, batch_axes: int = 1) -> tuple[PyTree, Examples]:
     """x and what is told of its examples, with nothing in them of examples that do not count.
 
-    An example that is left out is replaced by one that is not. A token stays, since others may look at it:
-    what is a real number in it becomes 0, and what is none (its number, a mask) is left.
+    An example that is left out is replaced by one that is not. A token stays as it is, since others may
+    look at it: that they do not is the network's own affair. Only what is no number becomes 0 there.
 
     Args:
       x, y: of a batch.
       weight: in the axes that count examples.
       batch_axes: how many these are.
+
+    Raises:
+      UsageError: weight, or y where there is one, is not of the examples of x.
     """
     y = per_example(y, batch_axes)
     if weight is None:
         return x, Examples(y)
+    weight = jnp.asarray(weight)
     check_weight("the learner", weight, x, batch_axes)
     rows = weight.reshape(-1)
-    x = weights.stand_in(x, rows) if batch_axes == 1 else _tokens_zeroed(x, weight)
+    for leaf in jax.tree.leaves(y):
+        if leaf.shape[:1] != rows.shape:
+            raise UsageError(f"the learner: y has {leaf.shape[0]} examples, but weight has {rows.size}")
+    x = weights.stand_in(x, rows) if batch_axes == 1 else _numbers_at_least(x, weight)
     return x, Examples(weights.stand_in(y, rows), rows)
 
 
-def _tokens_zeroed(x: PyTree, weight: Array) -> PyTree:
-    def zeroed(leaf: Array) -> Array:
-        counted = leaf.shape[: weight.ndim] == weight.shape and jnp.issubdtype(leaf.dtype, jnp.floating)
-        return weights.zeroed(leaf, weight) if counted else leaf
+def _numbers_at_least(x: PyTree, weight: Array) -> PyTree:
+    """NaN becomes 0 in tokens that do not count; an infinity may be a mask."""
 
-    return jax.tree.map(zeroed, x)
+    def cleared(leaf: Array) -> Array:
+        if leaf.shape[: weight.ndim] != weight.shape or not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return leaf
+        return weights.chosen(weight, leaf, jnp.where(jnp.isnan(leaf), 0, leaf))
+
+    return jax.tree.map(cleared, x)
 
 
 _compiled = jax.jit(examples_of, static_argnums=3)

@@ -20,7 +20,7 @@ from decoupled.leaves import like, per_example, real_part, with_real_part
 from decoupled.losses import output_error
 from decoupled.precision import at_least_float32
 from decoupled.types import Array, Estimator, Key, Loss, Module, PyTree
-from decoupled.weights import as_cotangent, as_gradient, divided
+from decoupled.weights import as_cotangent, as_gradient, divided, stand_in, zeroed
 
 
 class Rules(NamedTuple):
@@ -118,7 +118,7 @@ def backward(
     tx = rules.optimizer_for(module)
     updates, opt_state = tx.update(grad_params, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    new_state = mean_over(rules.axis_name, passed.state)
+    new_state = _mutable_over(rules, passed.state, state.state, weight)
     below = None if not grad_h_in else by_rows(rules, as_gradient, grad_h_in[0], weight)
     return ModuleState(params, new_state, opt_state), below
 
@@ -128,6 +128,11 @@ def by_rows(
 ) -> PyTree:
     """A gradient scaled example by example, in the shape it has."""
     return like(scale(per_example(gradient, rules.batch_axes), weight), gradient)
+
+
+def counted(rules: Rules, rows: PyTree, examples: Examples) -> PyTree:
+    """Activations with nothing in them of tokens that do not count; other examples came without."""
+    return rows if rules.batch_axes == 1 else stand_in(rows, examples.weight)
 
 
 def estimate_at(
@@ -147,13 +152,14 @@ def estimate_at(
     """
     real = real_part(h)
     rows, signal = per_example((real, signal), rules.batch_axes)
+    rows = counted(rules, rows, examples)
     estimate = checked_estimate(where, spec, est_params, rows, examples.y, signal, examples.weight)
     return like(estimate, real)
 
 
 def error_of(rules: Rules, output: PyTree, examples: Examples) -> tuple[Array, PyTree]:
     """The losses of all examples, in one axis, and the output error, shape of the output's real part."""
-    rows = per_example(output, rules.batch_axes)
+    rows = counted(rules, per_example(output, rules.batch_axes), examples)
     losses, error = output_error(rules.loss, rows, examples.y, examples.weight)
     return losses, like(error, real_part(output))
 
@@ -177,6 +183,7 @@ def fit(
     est_params = _vary_over(rules.axis_name, estimator.params)
     h, target = per_example((real_part(h), target), rules.batch_axes)
     weight = examples.weight
+    h, target = counted(rules, h, examples), None if target is None else zeroed(target, weight)
     weights_too = () if weight is None else (weight,)
     means = spec.training_gradient(est_params, h, examples.y, target, *weights_too)
     fit_loss, gradient = mean_of(rules.axis_name, means, weight)
@@ -238,11 +245,28 @@ def mean_over(axis_name: str | None, tree: PyTree) -> PyTree:
 
 
 def mean_of(axis_name: str | None, means: PyTree, weight: Array | None) -> PyTree:
-    """Means over the examples of all devices, from those over the examples of each."""
-    if weight is None or axis_name is None:
+    """Means over the examples of all devices, from those over the examples of each; 0 where none counts."""
+    if weight is None:
         return mean_over(axis_name, means)
     total = at_least_float32(weight).sum()
-    return _divided_over(axis_name, jax.tree.map(lambda m: m * total.astype(m.dtype), means), total)
+    if axis_name is None:
+        return jax.tree.map(lambda m: jnp.where(total == 0, 0, m), means)
+    return _divided_over(axis_name, jax.tree.map(lambda m: m * total, means), total)
+
+
+def _mutable_over(rules: Rules, new: PyTree, old: PyTree, weight: Array | None) -> PyTree:
+    """Mutable state of all devices, each by what counts there; the old one where nothing does."""
+    if weight is None:
+        return mean_over(rules.axis_name, new)
+    total = at_least_float32(weight).sum()
+
+    def over(new: Array, old: Array) -> Array:
+        if rules.axis_name is not None and jnp.issubdtype(new.dtype, jnp.inexact):
+            new = _divided_over(rules.axis_name, new * total, total).astype(old.dtype)
+        return jnp.where(everywhere == 0, old, new)
+
+    everywhere = total if rules.axis_name is None else jax.lax.psum(total, rules.axis_name)
+    return jax.tree.map(over, new, old)
 
 
 def _divided_over(axis_name: str | None, sums: PyTree, number: Array) -> PyTree:
@@ -251,7 +275,7 @@ def _divided_over(axis_name: str | None, sums: PyTree, number: Array) -> PyTree:
         # A device on which nothing counts may have computed anything.
         sums = jax.tree.map(lambda s: jnp.where(number == 0, 0, s), sums)
         sums, number = jax.lax.psum((sums, number), axis_name)
-    return jax.tree.map(lambda s: divided(s, number.astype(s.dtype)), sums)
+    return jax.tree.map(lambda s: divided(s, number), sums)
 
 
 def _vary_over(axis_name: str | None, tree: PyTree) -> PyTree:

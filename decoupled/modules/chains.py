@@ -18,6 +18,12 @@ def compose(modules: Sequence[Module], name: str = "") -> Module:
     if len(modules) == 1 and not name:
         return modules[0]
 
+    if any(module.optimizer is not None for module in modules):
+        raise UsageError(
+            f"{joined_name(modules)}: a part has an optimizer of its own, but what is composed is moved as"
+            " one: give the optimizer to the whole, or put a boundary between"
+        )
+
     def init(key: Key, h: Array) -> ModuleVariables:
         parts = init_chain(modules, key, h)
         return ModuleVariables(tuple(p.params for p in parts), tuple(p.state for p in parts))

@@ -271,7 +271,7 @@ def _loss(config: ml_collections.ConfigDict) -> Loss:
     if config.label_smoothing:
         if config.loss != "softmax_cross_entropy":
             raise UsageError(
-                f"config.label_smoothing is {config.label_smoothing}, which the log loss of classes has alone:"
+                f"config.label_smoothing is {config.label_smoothing}, which the log loss alone has:"
                 f" leave it 0 with config.loss {config.loss!r}, or choose softmax_cross_entropy"
             )
         return cross_entropy(config.label_smoothing)

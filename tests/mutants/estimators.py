@@ -46,8 +46,8 @@ MUTANTS = (
     Mutant(
         "BP(λ) with 1 - λ",
         "decoupled/estimators/bp_lambda.py",
-        "return (1 - lam) * estimator.estimate(est_params, h, y, None) + lam * signal",
-        "return lam * estimator.estimate(est_params, h, y, None) + (1 - lam) * signal",
+        "(1 - lam) * own + lam * incoming, ",
+        "lam * own + (1 - lam) * incoming, ",
         (_METHODS + "test_bp_lambda_mixes_with_what_was_mixed_above[0.25]",),
     ),
     Mutant(

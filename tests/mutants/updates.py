@@ -85,7 +85,7 @@ MUTANTS = (
     Mutant(
         "batch statistics not averaged over devices",
         _UPDATE,
-        "new_state = mean_over(rules.axis_name, passed.state)",
+        "new_state = _mutable_over(rules, passed.state, state.state, weight)",
         "new_state = passed.state",
         ("tests/parallel/test_parallel.py::test_batch_statistics_are_averaged_and_dropout_is_not_shared",),
     ),
@@ -121,8 +121,8 @@ MUTANTS = (
     Mutant(
         "estimator fitted to the target after the update",
         _WALK,
-        "            modules[k] = _chosen(taking_part, new, modules[k])\n",
-        "            modules[k] = _chosen(taking_part, new, modules[k])\n"
+        "            modules[k] = chosen(taking_part, new, modules[k])\n",
+        "            modules[k] = chosen(taking_part, new, modules[k])\n"
         "            if k > 0:\n"
         "                late = forward(rules, links[k], new, h_ins[k], key, False)\n"
         "                grad = late.pullback(grad_h_out)[1]\n",
@@ -160,7 +160,7 @@ MUTANTS = (
     Mutant(
         "estimator below a module that sits out is fitted",
         _WALK,
-        "estimators[k - 1] = _chosen(taking_part, fitted, estimators[k - 1])",
+        "estimators[k - 1] = chosen(taking_part, fitted, estimators[k - 1])",
         "estimators[k - 1] = fitted",
         _SITS_OUT,
     ),

@@ -76,6 +76,10 @@ ZERO_IS_ALLOWED += [
 ]
 ZERO_IS_ALLOWED += ["estimator.recursive_least_squares.ridge", "estimator.noise.scale", "parallel.devices"]
 ZERO_IS_ALLOWED += ["checkpoint_every", "optimizer.clip_norm", "estimator_optimizer.clip_norm"]
+_FRACTIONS = ("warmup_fraction", "final_fraction", "step_boundaries", "step_factor", "momentum")
+AT_MOST_ONE += [f"{s}.{f}" for s in ("optimizer", "estimator_optimizer") for f in _FRACTIONS]
+AT_MOST_ONE += ["average_decay", "label_smoothing"]
+ZERO_IS_ALLOWED += AT_MOST_ONE
 NEVER = [-1, -0.5, -math.inf, math.inf, math.nan, 10**300, None, "1", "", b"1", [None], (1, "x")]
 
 
