@@ -32,6 +32,7 @@ SETTINGS = {
     "optimizer.schedule": "constant",
     "optimizer.learning_rate": 0.1,
     "estimator_optimizer.schedule": "constant",
+    "average_decay": 0.8,
     "batch_size": 256,
     "log_every": 3,
     "alignment_every": 5,
