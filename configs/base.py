@@ -70,8 +70,8 @@ def get_config() -> ConfigDict:
     # Each module has its own state of the optimizer, and each estimator of the other. Rates and decays are
     # those of PyTorch and optax.
     config.optimizer = ConfigDict()
-    # adamw, adam, sgd, lion or muon: that is for matrices, with Adam for all else, and both make updates of
-    # Adam's size, so that Adam's rates serve.
+    # adamw, adam, sgd, lion or muon: that is for matrices, which it moves by 0.2 of the rate (root mean
+    # square, whatever their shape), with Adam for all else.
     config.optimizer.name = "adamw"
     config.optimizer.learning_rate = 1e-3  # the highest, where a schedule changes it
     # constant; cosine: down to final_fraction of it; step: times step_factor at each of step_boundaries;

@@ -15,7 +15,7 @@ from decoupled.types import PyTree
 with extra("train"):
     import ml_collections
 
-_MUON_RMS = 0.2  # of an update of rate 1, about that of Adam's
+_MUON_RMS = 0.2  # of an update of rate 1; Adam's are 1 at first, and about this later (Liu et al.)
 
 
 def optimizer_of(
@@ -61,10 +61,7 @@ def _sgd(section: ml_collections.ConfigDict, rate: Any, decay: Any) -> optax.Gra
 
 
 def _muon(section: ml_collections.ConfigDict, rate: Any, decay: Any) -> optax.GradientTransformation:
-    """Muon for matrices, Adam for all else, with updates of a size, so that one rate serves both.
-
-    Updates of matrices are as in Liu et al. 2025 (arXiv 2502.16982), equation 4.
-    """
+    """Muon for matrices, scaled as in Liu et al. 2025 (arXiv 2502.16982), equation 4; Adam for all else."""
 
     def matrices(params: PyTree) -> PyTree:
         return jax.tree.map(lambda leaf: jnp.ndim(leaf) == 2, params)

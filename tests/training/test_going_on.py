@@ -23,6 +23,7 @@ from decoupled.training import (
     train_and_evaluate,
 )
 from decoupled.training.builder import build
+from decoupled.training.going_on import changes_to_go_on_with
 from decoupled.training.predict import load_predictor
 
 SETTINGS = {
@@ -133,6 +134,16 @@ def test_a_finished_run_that_is_trained_further_is_as_the_longer_run(whole, fini
     assert json.loads((path / "summary_at_step_8.json").read_text(encoding="utf-8")) == json.loads(
         json.dumps(shorter)
     )
+
+
+@pytest.mark.parametrize("section", ["optimizer", "estimator_optimizer"])
+@pytest.mark.parametrize("drawn_out", [{"schedule": "step"}, {"warmup_fraction": 0.1}])
+def test_what_is_drawn_out_over_all_epochs_needs_a_flag(section, drawn_out, tmp_path):
+    settings = config(epochs=2, **{f"{section}.{field}": value for field, value in drawn_out.items()})
+    (tmp_path / "config.json").write_text(json.dumps(settings.to_dict()), encoding="utf-8")
+    longer = {**settings.to_dict(), "epochs": 4}
+    with pytest.raises(decoupled.UsageError, match="is drawn out over all epochs, and so is a warm-up"):
+        changes_to_go_on_with(tmp_path, longer, finished=True, accept_changes=False)
 
 
 @pytest.mark.slow
