@@ -275,10 +275,10 @@ def layer(name, out):
     )
 
 
-def chain(tx, stacked=False, **options):
-    """Four modules, of which two are alike; nothing between them learns or waits."""
+def chain(tx, stacked=False, num_blocks=2, **options):
+    """Equal modules between two others; nothing between them learns or waits."""
     block = layer("block", 5)
-    blocks = [block._replace(name=f"block_{i}") for i in range(2)]
+    blocks = [block._replace(name=f"block_{i}") for i in range(num_blocks)]
     modules = [layer("lowest", 5), *blocks, layer("output", helpers.CLASSES)]
     links = stack_equal(modules) if stacked else modules
     estimator = helpers.every_method()["direct_random_target_projection"]
@@ -347,7 +347,8 @@ MODES = {
 def test_averages_and_muon_in_every_mode(mode):
     axis_name, make, meshes = MODES[mode]
     as_it_is = data.Preprocess(lambda key, x: x, lambda x: x, np.zeros(1), np.ones(1))
-    learner = chain(watched(averaged(optimizer(name="muon", clip_norm=1.0), 0.7)), axis_name=axis_name)
+    tx = watched(averaged(optimizer(name="muon", clip_norm=1.0), 0.7))
+    learner = chain(tx, num_blocks=0, axis_name=axis_name)
     execution = make(learner, as_it_is, objectives.ACCURACY, *meshes())
     x, y = helpers.batch()
     state = execution.place_state(learner.init(jax.random.key(0), x, y))
