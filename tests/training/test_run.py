@@ -244,8 +244,11 @@ def test_augmentation_and_coins_change_from_step_to_step():
         ({"epochs": 0}, "config.epochs is 0: choose a whole number from 1 to 2147483647"),
         ({"update_probability": 1.5}, "config.update_probability is 1.5"),
         ({"optimizer.learning_rate": float("nan")}, "config.optimizer.learning_rate is nan"),
-        ({"optimizer.schedule": "step"}, "schedule is 'step': choose one of constant, cosine"),
-        ({"estimator_optimizer.schedule": "step"}, "config.estimator_optimizer.schedule is 'step'"),
+        (
+            {"optimizer.schedule": "stop"},
+            "schedule is 'stop': choose one of constant, cosine",
+        ),
+        ({"estimator_optimizer.schedule": "stop"}, "config.estimator_optimizer.schedule is 'stop'"),
         ({"epochs": 2**31 - 1}, "which makes 40802189293 steps: choose so few"),
         ({"validation_examples": 1437}, "validation_examples is 1437"),
         ({"seed": -1}, "config.seed is -1: choose a whole number from 0 to 4294967295"),

@@ -17,7 +17,9 @@ from decoupled.training import Workdir, lock, read_metrics
 from decoupled.training.going_on import changed_fields
 
 CONFIG = {"epochs": 2, "optimizer": {"learning_rate": 0.1, "schedule": "cosine"}}
-NO_FLAG = r"; runs of constant ones \(config.optimizer.schedule=constant\) need no flag"
+NO_FLAG = (
+    r", and so is a warm-up; runs of constant rates \(config.optimizer.schedule=constant\) need no flag"
+)
 
 
 def go_on(workdir, say=print):
