@@ -18,7 +18,8 @@ from decoupled.training.going_on import changed_fields
 
 CONFIG = {"epochs": 2, "optimizer": {"learning_rate": 0.1, "schedule": "cosine"}}
 NO_FLAG = (
-    r", and so is a warm-up; runs of constant rates \(config.optimizer.schedule=constant\) need no flag"
+    ", and so is a warm-up; runs of constant rates"
+    r" \(config.optimizer.schedule=constant\) need no flag"
 )
 
 
