@@ -26,6 +26,7 @@ def small(monkeypatch):
     return made
 
 
+@pytest.mark.slow
 def test_a_study_writes_its_table_and_its_page_and_keeps_its_runs(small, tmp_path, capsys):
     arguments = ["--methods=probe", "--epochs=1", "--seeds=2", "--turns=1", f"--out={tmp_path}"]
     for _ in range(2):
