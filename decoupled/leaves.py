@@ -16,14 +16,14 @@ from decoupled.types import Array, PyTree
 
 def real_part(h: PyTree) -> PyTree:
     """The leaves of real numbers: an array where there is one, else a tuple of arrays."""
-    found = [leaf for leaf in jax.tree.leaves(h) if _is_real(leaf)]
+    found = [leaf for leaf in jax.tree.leaves(h) if is_real(leaf)]
     return found[0] if len(found) == 1 else tuple(found)
 
 
 def with_real_part(h: PyTree, real: PyTree) -> PyTree:
     """h with other leaves of real numbers, in the structure of its `real_part`."""
     leaves = iter(jax.tree.leaves(real))
-    return jax.tree.map(lambda leaf: next(leaves) if _is_real(leaf) else leaf, h)
+    return jax.tree.map(lambda leaf: next(leaves) if is_real(leaf) else leaf, h)
 
 
 def per_example(tree: PyTree, batch_axes: int) -> PyTree:
@@ -50,5 +50,6 @@ def joined_rows(tree: PyTree) -> Array:
     return jnp.concatenate([leaf.reshape(leaf.shape[0], -1) for leaf in leaves], axis=1)
 
 
-def _is_real(leaf: Any) -> bool:
+def is_real(leaf: Any) -> bool:
+    """Whether a leaf holds real numbers, and so has a gradient."""
     return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)

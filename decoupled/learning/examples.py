@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from decoupled import weights
 from decoupled.errors import UsageError
 from decoupled.estimators.checks import check_weight
-from decoupled.leaves import per_example
+from decoupled.leaves import is_real, per_example
 from decoupled.types import Array, PyTree
 
 
@@ -47,15 +47,15 @@ def examples_of(x: PyTree, y: PyTree, weight: Array | None, batch_axes: int = 1)
     for leaf in jax.tree.leaves(y):
         if leaf.shape[:1] != rows.shape:
             raise UsageError(f"the learner: y has {leaf.shape[0]} examples, but weight has {rows.size}")
-    x = weights.stand_in(x, rows) if batch_axes == 1 else _numbers_at_least(x, weight)
+    x = weights.stand_in(x, rows) if batch_axes == 1 else _nan_cleared(x, weight)
     return x, Examples(weights.stand_in(y, rows), rows)
 
 
-def _numbers_at_least(x: PyTree, weight: Array) -> PyTree:
+def _nan_cleared(x: PyTree, weight: Array) -> PyTree:
     """NaN becomes 0 in tokens that do not count; an infinity may be a mask."""
 
     def cleared(leaf: Array) -> Array:
-        if leaf.shape[: weight.ndim] != weight.shape or not jnp.issubdtype(leaf.dtype, jnp.floating):
+        if leaf.shape[: weight.ndim] != weight.shape or not is_real(leaf):
             return leaf
         return weights.chosen(weight, leaf, jnp.where(jnp.isnan(leaf), 0, leaf))
 

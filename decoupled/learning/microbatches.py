@@ -32,7 +32,7 @@ class _Sums(NamedTuple):
       number: of examples, or the sum of their weights; over all devices.
       mutable: the modules' mutable state, which goes from part to part.
       modules: of their gradients.
-      estimators: of what they are fitted with; None where nothing is.
+      estimators: of what they are fitted with; () where nothing is.
       below: the same for the estimator under the piece.
       metrics: of the boundaries and the one below.
     """
@@ -93,7 +93,7 @@ def walk_in_parts(
             tuple(module.state for module in new.modules),
             tuple(module.opt_state for module in new.modules),
             tuple(estimator.opt_state for estimator in new.estimators),
-            None if new.below is None else new.below.opt_state,
+            () if new.below is None else new.below.opt_state,
             jax.tree.map(add, sums.metrics, metrics),
         )
         return sums, (step.h_out, step.grad_h_in, step.losses)
@@ -109,8 +109,6 @@ def walk_in_parts(
             no_metrics(chain.below) if below_fitted and chain.below else None,
         ),
     )
-    if state.below is None:
-        nothing = nothing._replace(below=None)
     split = jax.tree.map(lambda leaf: _split(leaf, batch, count), (h, examples))
     sums, outputs = jax.lax.scan(one, nothing, (jnp.arange(count), *split))
     h_out, grad_h_in, losses = jax.tree.map(lambda leaf: _join(leaf, batch, count), outputs)
