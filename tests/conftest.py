@@ -1,6 +1,5 @@
 """A strict test run: two fake CPU devices, no silent rank promotion; warnings are errors (pyproject)."""
 
-import gc
 import os
 import sys
 import warnings
@@ -22,8 +21,6 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Tracing makes many objects that live long, which the collector would look through time and again.
-gc.set_threshold(200_000, 50, 100)
 
 
 @pytest.fixture
