@@ -9,7 +9,7 @@ from decoupled.errors import naming
 from decoupled.estimators.checks import check_activation, check_arrays
 from decoupled.learning.module_update import Rules
 from decoupled.learning.stack import Stack, check_block, modules_of, take
-from decoupled.learning.state import EstimatorState, ModuleState
+from decoupled.learning.state import BoundaryMetrics, EstimatorState, ModuleState
 from decoupled.leaves import per_example, real_part
 from decoupled.modules.chains import like_output, told_apart
 from decoupled.types import Array, Estimator, Key, Module, PyTree
@@ -81,6 +81,26 @@ class ChainState(NamedTuple):
     modules: tuple[ModuleState, ...]
     estimators: tuple[EstimatorState, ...]
     below: EstimatorState | None = None
+
+
+class ChainStep(NamedTuple):
+    """What a walk returns.
+
+    Attributes:
+      state: new states.
+      h_out: output of the highest link, (batch, ...).
+      grad_h_in: target for the estimator below the chain; None where nothing is below.
+      losses: one an example, in one axis; None where an estimator stands above the highest link.
+      boundaries: one entry for each of `Chain.estimators`: the metrics of its fit, if there was one.
+      below: the same for `Chain.below`.
+    """
+
+    state: ChainState
+    h_out: PyTree
+    grad_h_in: PyTree
+    losses: Any
+    boundaries: tuple[BoundaryMetrics | None, ...]
+    below: BoundaryMetrics | None
 
 
 def init_chain_state(rules: Rules, chain: Chain, key: Key, x: PyTree, y: PyTree) -> ChainState:

@@ -12,14 +12,13 @@ import jax
 import numpy as np
 
 from decoupled.errors import UsageError
-from decoupled.learning.chain import Chain, ChainState
+from decoupled.learning.chain import Chain, ChainState, ChainStep
 from decoupled.learning.examples import Examples, examples_outside
 from decoupled.learning.fused import pieces_of, run_pieces
 from decoupled.learning.learner import Learner
 from decoupled.learning.microbatches import walk_in_parts
 from decoupled.learning.stack import Stack
 from decoupled.learning.state import LearnerState, Metrics
-from decoupled.learning.walk import ChainStep
 from decoupled.types import Array, Key, PyTree
 from decoupled.weights import mean
 

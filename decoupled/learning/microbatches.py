@@ -8,6 +8,7 @@ loss), and dropout is drawn part by part.
 """
 
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,13 +16,14 @@ import jax.numpy as jnp
 import optax
 
 from decoupled.errors import UsageError
-from decoupled.learning.chain import Chain, ChainState
+from decoupled.learning.chain import Chain, ChainState, ChainStep
 from decoupled.learning.examples import Examples
-from decoupled.learning.module_update import Rules, no_metrics
+from decoupled.learning.module_update import Rules, no_metrics, vary_over
+from decoupled.learning.stack import Stack
 from decoupled.learning.state import EstimatorState, ModuleState
-from decoupled.learning.walk import Active, ChainStep, chosen, walk
+from decoupled.learning.walk import Active, chosen, walk
 from decoupled.precision import at_least_float32
-from decoupled.types import Array, Estimator, Key, PyTree
+from decoupled.types import Array, Estimator, Key, Module, PyTree
 from decoupled.weights import divided
 
 
@@ -53,6 +55,7 @@ def walk_in_parts(
     examples: Examples,
     key: Key,
     active: Active,
+    always: Array | None = None,
 ) -> ChainStep:
     """As `walk`, in `rules.microbatches` parts.
 
@@ -61,12 +64,17 @@ def walk_in_parts(
     """
     count = rules.microbatches
     if count == 1:
-        return walk(rules, chain, state, h, examples, key, active)
+        return walk(rules, chain, state, h, examples, key, active, always)
     batch = jax.tree.leaves(h)[0].shape[0]
     if batch % count:
         raise UsageError(
             f"a batch of {batch} cannot be divided into {count} microbatches: choose a number that does"
         )
+
+    if any(isinstance(link, Stack) for link in chain.links):
+        # The sums of gradients would be as many as there are blocks; so each link goes through the parts.
+        links = tuple(_link_in_parts(rules, link) for link in chain.links)
+        return walk(rules, chain._replace(links=links), state, h, examples, key, active, always)
 
     fitted = [k + 1 < len(chain.links) and _is_fitted(spec) for k, spec in enumerate(chain.estimators)]
     below_fitted = state.below is not None and _is_fitted(chain.below)
@@ -133,6 +141,36 @@ def walk_in_parts(
     boundaries, below_metrics = jax.tree.map(lambda total: divided(total, sums.number), sums.metrics)
     new = ChainState(tuple(modules), tuple(estimators), below)
     return ChainStep(new, h_out, grad_h_in, losses, boundaries, below_metrics)
+
+
+def _link_in_parts(rules: Rules, link: Module | Stack) -> Module | Stack:
+    if isinstance(link, Stack):
+        return link._replace(block=_in_parts(rules, link.block))
+    return _in_parts(rules, link)
+
+
+def _in_parts(rules: Rules, module: Module) -> Module:
+    """The module, run part after part, and again part after part for its gradient: it keeps its input."""
+    count = rules.microbatches
+
+    def apply(params: PyTree, state: PyTree, h: PyTree, key: Key, train: bool) -> tuple[PyTree, PyTree]:
+        batch = jax.tree.leaves(h)[0].shape[0]
+
+        @partial(jax.checkpoint, prevent_cse=False)
+        def run(params: PyTree, state: PyTree, h: PyTree, key: Key) -> tuple[PyTree, PyTree]:
+            h_out, state = module.apply(params, state, h, key, train)
+            return h_out, vary_over(rules.axis_name, state)
+
+        def one(state: PyTree, part: tuple[Array, PyTree]) -> tuple[PyTree, PyTree]:
+            i, h = part
+            h_out, state = run(params, state, h, jax.random.fold_in(key, i))
+            return state, h_out
+
+        parts = jax.tree.map(lambda leaf: _split(leaf, batch, count), h)
+        state, h_out = jax.lax.scan(one, vary_over(rules.axis_name, state), (jnp.arange(count), parts))
+        return jax.tree.map(lambda leaf: _join(leaf, batch, count), h_out), state
+
+    return module._replace(apply=apply)
 
 
 def _is_fitted(spec: Estimator | None) -> bool:

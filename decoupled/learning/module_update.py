@@ -79,7 +79,7 @@ def forward(rules: Rules, module: Module, state: ModuleState, h: PyTree, key: Ke
     """
     if rules.axis_name is not None:
         key = jax.random.fold_in(key, jax.lax.axis_index(rules.axis_name))
-    params = _vary_over(rules.axis_name, state.params)
+    params = vary_over(rules.axis_name, state.params)
 
     def run(params: PyTree, real: PyTree) -> tuple[PyTree, tuple[PyTree, PyTree]]:
         h_out, new_state = module.apply(params, state.state, with_real_part(h, real), key, True)
@@ -180,7 +180,7 @@ def fit(
     """
     if spec.training_gradient is None:
         return estimator, None
-    est_params = _vary_over(rules.axis_name, estimator.params)
+    est_params = vary_over(rules.axis_name, estimator.params)
     h, target = per_example((real_part(h), target), rules.batch_axes)
     weight = examples.weight
     h, target = counted(rules, h, examples), None if target is None else zeroed(target, weight)
@@ -206,7 +206,7 @@ def no_metrics(spec: Estimator, shape: tuple[int, ...] = ()) -> BoundaryMetrics 
     return BoundaryMetrics(zero, None if spec.own_loss else jnp.zeros_like(zero))
 
 
-def at_once(always: Array, run: Callable[..., PyTree], *args: PyTree) -> PyTree:
+def at_once(always: Array | None, run: Callable[..., PyTree], *args: PyTree) -> PyTree:
     """`run(*args)` as one piece of the program, which the compiler cannot interleave with others.
 
     Left alone, XLA:CPU puts off the small pieces of an update and keeps the large arrays they need, module
@@ -214,8 +214,10 @@ def at_once(always: Array, run: Callable[..., PyTree], *args: PyTree) -> PyTree:
     time (`optimization_barrier` stops neither). It cannot look across a branch that it cannot foresee.
 
     Args:
-      always: a scalar that is true, though no compiler can know.
+      always: a scalar that is true, though no compiler can know; None: it may do as it likes.
     """
+    if always is None:
+        return run(*args)
     like = jax.eval_shape(run, *args)
 
     def never(*args: PyTree) -> PyTree:
@@ -226,11 +228,14 @@ def at_once(always: Array, run: Callable[..., PyTree], *args: PyTree) -> PyTree:
 
 
 def _zeros(like: Any) -> Array:
-    zeros = jnp.zeros(like.shape, like.dtype)
-    if like.manual_axis_type is None or not like.manual_axis_type.varying:
-        return zeros
+    zeros, varying = jnp.zeros(like.shape, like.dtype), _varying(like)
     # Inside shard_map both branches must vary over the same axes.
-    return jax.lax.pcast(zeros, tuple(like.manual_axis_type.varying), to="varying")
+    return jax.lax.pcast(zeros, varying, to="varying") if varying else zeros
+
+
+def _varying(like: Any) -> tuple[str, ...]:
+    """The mapped axes over whose devices an array differs."""
+    return () if like.manual_axis_type is None else tuple(like.manual_axis_type.varying)
 
 
 def mean_over(axis_name: str | None, tree: PyTree) -> PyTree:
@@ -278,11 +283,16 @@ def _divided_over(axis_name: str | None, sums: PyTree, number: Array) -> PyTree:
     return jax.tree.map(lambda s: divided(s, number), sums)
 
 
-def _vary_over(axis_name: str | None, tree: PyTree) -> PyTree:
-    """Marks replicated parameters as a device's own, so that `shard_map` leaves their gradients so too.
+def vary_over(axis_name: str | None, tree: PyTree) -> PyTree:
+    """Marks what is replicated as a device's own, so that `shard_map` leaves gradients of it so too.
 
     Without it the pullback would sum gradients over devices before `mean_over` averages them.
     """
     if axis_name is None:
         return tree
-    return jax.lax.pcast(tree, axis_name, to="varying")
+
+    def vary(leaf: Array) -> Array:
+        varying = _varying(jax.typeof(leaf))
+        return leaf if axis_name in varying else jax.lax.pcast(leaf, axis_name, to="varying")
+
+    return jax.tree.map(vary, tree)

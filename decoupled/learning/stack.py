@@ -21,10 +21,13 @@ class Stack(NamedTuple):
     Attributes:
       block: the module that is repeated; its output has the shape of its input.
       names: of the copies, lowest first; at least two.
+      recompute_every: where blocks wait for their gradient, the input of every so many-th block is computed
+        again from that of the block below, by one more forward pass of it; the others are kept. 0: all are.
     """
 
     block: Module
     names: tuple[str, ...]
+    recompute_every: int = 0
 
     @property
     def name(self) -> str:
@@ -86,6 +89,16 @@ def _text(h: PyTree) -> str:
     leaves, structure = jax.tree.flatten(h)
     texts = [f"{leaf.dtype}{list(leaf.shape)}" for leaf in leaves]
     return texts[0] if structure == jax.tree.structure(0) else f"{structure.unflatten(texts)}"
+
+
+def highest(link: Module | Stack, entry: PyTree) -> PyTree:
+    """What belongs to a link's highest module."""
+    return take(entry, -1) if isinstance(link, Stack) else entry
+
+
+def with_highest(link: Module | Stack, entry: PyTree, new: PyTree) -> PyTree:
+    """The entry with another value for the link's highest module."""
+    return put(entry, new, len(link.names) - 1) if isinstance(link, Stack) else new
 
 
 def take(stacked: PyTree, i: Array | int) -> PyTree:

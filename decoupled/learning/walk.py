@@ -7,39 +7,36 @@ is the chain in which all wait.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
-from decoupled.learning.chain import Chain, ChainState
+from decoupled.learning.chain import Chain, ChainState, ChainStep
 from decoupled.learning.examples import Examples
-from decoupled.learning.module_update import Passed, Rules, backward, error_of, estimate_at, fit, forward
-from decoupled.learning.state import BoundaryMetrics
+from decoupled.learning.module_update import (
+    Passed,
+    Rules,
+    at_once,
+    backward,
+    error_of,
+    estimate_at,
+    fit,
+    forward,
+    no_metrics,
+)
+from decoupled.learning.stack import Stack, highest, with_highest
+from decoupled.learning.stack_loops import (
+    PassedStack,
+    run_up,
+    update_on_the_way_down,
+    update_on_the_way_up,
+)
+from decoupled.learning.state import EstimatorState, ModuleState
 from decoupled.types import Array, Key, PyTree, Reads
 
 # Index of a module in the network -> whether it takes part in this step; None: it always does.
 Active: TypeAlias = Callable[[Array | int], Array | None]
-
-
-class ChainStep(NamedTuple):
-    """What a walk returns.
-
-    Attributes:
-      state: new states.
-      h_out: output of the highest link, (batch, ...).
-      grad_h_in: target for the estimator below the chain; None where nothing is below.
-      losses: one an example, in one axis; None where an estimator stands above the highest link.
-      boundaries: one entry for each of `Chain.estimators`: the metrics of its fit, if there was one.
-      below: the same for `Chain.below`.
-    """
-
-    state: ChainState
-    h_out: PyTree
-    grad_h_in: PyTree
-    losses: Any
-    boundaries: tuple[BoundaryMetrics | None, ...]
-    below: BoundaryMetrics | None
 
 
 def walk(
@@ -50,53 +47,113 @@ def walk(
     examples: Examples,
     key: Key,
     active: Active,
+    always: Array | None = None,
 ) -> ChainStep:
-    """Updates every module of a chain without stacks, and every estimator that a target reaches.
+    """Updates every module of a chain, and every estimator that a target reaches.
 
     Args:
       h: what the lowest link is fed, with stand-ins for examples that do not count.
       examples: what is told of them.
       key: of the step; every module folds its index in the network into it.
       active: which modules take part. The estimator below a module that does not sits out with it.
+      always: for the loops of stacks (see `at_once`).
     """
-    links, specs, offsets = chain.modules, chain.estimators, chain.offsets
+    links, specs, offsets = chain.links, chain.estimators, chain.offsets
     modules, estimators, below = list(state.modules), list(state.estimators), state.below
-    boundaries: list[BoundaryMetrics | None] = [None] * len(specs)
+    boundaries: list[Any] = [
+        no_metrics(spec, (len(link.names),)) if isinstance(link, Stack) else None
+        for link, spec in zip(links, specs, strict=False)
+    ]
     h_ins: list[PyTree] = []
     waiting: dict[int, Passed] = {}
-    grad_h_in = losses = below_metrics = None
+    waiting_stacks: dict[int, PassedStack] = {}
+    grad_h_in = losses = error = below_metrics = None
 
     def estimate(k: int, h: PyTree, signal: PyTree) -> PyTree:
-        est_params = state.estimators[k].params  # as they were before the step
+        est_params = highest(links[k], state.estimators[k]).params  # as they were before the step
         return estimate_at(rules, chain.where(k), specs[k], est_params, h, examples, signal)
 
     def settle(k: int, grad_h_out: PyTree) -> None:
-        """Updates module k, fits the estimator below, and goes on with what waited for its gradient."""
+        """Updates link k, fits the estimator below, and goes on with what waited for its gradient."""
         nonlocal grad_h_in, below, below_metrics
         while True:
-            taking_part = active(offsets[k])
-            new, grad = backward(rules, links[k], modules[k], waiting.pop(k), grad_h_out, examples.weight)
-            modules[k] = chosen(taking_part, new, modules[k])
+            taking_part, link = active(offsets[k]), links[k]
+            if isinstance(link, Stack):
+                grad = settle_stack(k, link, grad_h_out)
+            else:
+                new, grad = backward(rules, link, modules[k], waiting.pop(k), grad_h_out, examples.weight)
+                modules[k] = chosen(taking_part, new, modules[k])
             if k == 0:
                 grad_h_in = grad
                 if chain.below is not None and below is not None:
                     fitted, below_metrics = fit(rules, chain.below, below, h_ins[0], examples, grad)
                     below = chosen(taking_part, fitted, below)
                 return
-            fitted, boundaries[k - 1] = fit(
-                rules, specs[k - 1], estimators[k - 1], h_ins[k], examples, grad
-            )
-            estimators[k - 1] = chosen(taking_part, fitted, estimators[k - 1])
+            old = highest(links[k - 1], estimators[k - 1])
+            fitted, metrics = fit(rules, specs[k - 1], old, h_ins[k], examples, grad)
+            fitted = chosen(taking_part, fitted, old)
+            estimators[k - 1] = with_highest(links[k - 1], estimators[k - 1], fitted)
+            boundaries[k - 1] = with_highest(links[k - 1], boundaries[k - 1], metrics)
             if specs[k - 1].reads is not Reads.INCOMING:
                 return
             grad_h_out = estimate(k - 1, h_ins[k], grad)
             k -= 1
 
+    def settle_stack(k: int, stack: Stack, grad_h_out: PyTree) -> PyTree:
+        """Updates a stack that waited, and the estimators within; returns the gradient of its input."""
+        spec, passed = specs[k], waiting_stacks.pop(k)
+
+        def update_block(
+            i: Array | int, old: ModuleState, block: Passed, grad_h_out: PyTree
+        ) -> tuple[ModuleState, PyTree]:
+            new, grad = backward(rules, stack.block, old, block, grad_h_out, examples.weight)
+            return chosen(active(offsets[k] + i), new, old), grad
+
+        def update_below(
+            i: Array, old: EstimatorState, h: PyTree, grad: PyTree
+        ) -> tuple[EstimatorState, Any, PyTree]:
+            fitted, metrics = fit(rules, spec, old, h, examples, grad)
+            signal = spec.reads.choose(error, grad)
+            below = estimate_at(rules, chain.where(k), spec, old.params, h, examples, signal)
+            return chosen(active(offsets[k] + i), fitted, old), metrics, below
+
+        old = modules[k], estimators[k], boundaries[k]
+        new, grad = update_on_the_way_down(always, passed, old, grad_h_out, update_block, update_below)
+        modules[k], estimators[k], boundaries[k] = new
+        return grad
+
+    def update_stack(k: int, stack: Stack, h: PyTree) -> PyTree:
+        """Updates a stack that waits for nothing, though what is below it does; returns its output."""
+
+        def run(piece: Chain, state: ChainState, h: PyTree) -> ChainStep:
+            def step(state: ChainState, h: PyTree) -> ChainStep:
+                return walk(rules, piece, state, h, examples, key, active)
+
+            return at_once(always, step, state, h)
+
+        below = highest(links[k - 1], estimators[k - 1])
+        own = ChainState((modules[k],), (estimators[k],), below)
+        result = update_on_the_way_up(stack, run, always)(chain.piece(k, k + 1), own, h)
+        modules[k], estimators[k] = result.state.modules[0], result.state.estimators[0]
+        boundaries[k] = result.boundaries[0]
+        estimators[k - 1] = with_highest(links[k - 1], estimators[k - 1], result.state.below)
+        boundaries[k - 1] = with_highest(links[k - 1], boundaries[k - 1], result.below)
+        if specs[k - 1].reads is Reads.INCOMING:
+            settle(k - 1, estimate(k - 1, h_ins[k], result.grad_h_in))
+        return result.h_out
+
     for k, link in enumerate(links):
         h_ins.append(h)
+        if isinstance(link, Stack):
+            if specs[k].reads is Reads.NOTHING:
+                h = update_stack(k, link, h)
+            else:
+                waiting_stacks[k] = run_up(rules, link, modules[k], h, key, offsets[k])
+                h = waiting_stacks[k].h_out
+            continue
         # Nothing is below the first module of a network: its gradient would be wasted.
-        lowest = k == 0 and isinstance(chain.first, int) and chain.first == 0
-        waiting[k] = forward(rules, link, modules[k], h, jax.random.fold_in(key, offsets[k]), lowest)
+        lowest_of_all = k == 0 and isinstance(chain.first, int) and chain.first == 0
+        waiting[k] = forward(rules, link, modules[k], h, jax.random.fold_in(key, offsets[k]), lowest_of_all)
         h = waiting[k].h_out
         if k < len(specs) and specs[k].reads is Reads.NOTHING:
             settle(k, estimate(k, h, None))

@@ -8,6 +8,8 @@ import optax
 import pytest
 
 import decoupled
+from benchmarks.baselines import Network, scanned_backprop
+from benchmarks.compiled import compile_step
 from decoupled import estimators, losses
 from decoupled.learning.dispatch import dispatched
 from decoupled.learning.stack import Stack, stack_equal
@@ -60,6 +62,118 @@ def test_a_stack_is_its_modules_one_by_one(name):
     chex.assert_trees_all_close(measured, wanted.boundaries, rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(metrics.loss, wanted.loss, rtol=1e-4)
     np.testing.assert_allclose(stacked.predict(state, x), plain.predict(expected, x), rtol=1e-3, atol=1e-4)
+
+
+def stacked_by_hand(learner, state):
+    """The state of a learner of 5 modules, for one whose second to fourth are a stack."""
+
+    def put_together(entries):
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *entries)
+
+    (lower, *blocks, upper), (first, *inner) = state.modules, state.estimators
+    modules, estimators = (lower, put_together(blocks), upper), (first, put_together(inner))
+    return state._replace(modules=modules, estimators=estimators)
+
+
+METHODS = helpers.every_method()
+WAITING = [name for name, estimator in METHODS.items() if name not in UNLOCKED]
+IN_GATE = [("bp_lambda", "bp_lambda", 2), ("direct_feedback_alignment", "linear", 0)]
+
+
+@pytest.mark.parametrize(
+    ("below", "within", "every"),
+    [
+        *IN_GATE,
+        *(
+            pytest.param(below, within, every, marks=pytest.mark.slow)
+            for below, within, every in [
+                *((name, name, 0) for name in WAITING),
+                ("backprop", "linear", 0),
+                ("linear", "backprop", 3),
+                ("direct_feedback_alignment", "bp_lambda", 0),
+            ]
+        ),
+    ],
+)
+def test_a_stack_that_waits_is_its_modules_one_by_one(below, within, every):
+    """Whatever stands under its lowest block, with weights, and with estimators that know something."""
+    one_by_one = modules(4, norm="layer", dropout=0.2)
+    links = stack_equal(one_by_one)
+    links[1] = links[1]._replace(recompute_every=every)
+    loss, sgd = losses.softmax_cross_entropy, optax.sgd(0.2)
+    boundaries = [METHODS[below], METHODS[within]]
+    plain = decoupled.make_learner(one_by_one, [*boundaries, *boundaries[1:] * 2], loss, sgd, sgd)
+    stacked = decoupled.make_learner(links, boundaries, loss, sgd, sgd)
+    x, y = helpers.batch()
+    weight = jnp.asarray([0.0, 1, 2, 1, 0, 0, 3, 0.5])
+    state = helpers.noisy(plain.init(KEY, x, y))
+    expected, wanted = jax.jit(plain.update)(state, x, y, KEY, weight)
+    new, metrics = jax.jit(stacked.update)(stacked_by_hand(stacked, state), x, y, KEY, weight)
+    chex.assert_trees_all_close(stacked.unstack(new), expected, rtol=1e-5, atol=1e-6)
+    measured = stacked.each_boundary(metrics.boundaries)
+    chex.assert_trees_all_close(measured, wanted.boundaries, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_backprop_in_a_stack_is_jax_grad_and_optax_clipped_block_by_block(parts):
+    one_by_one = modules(4)
+    adam = optax.chain(optax.clip_by_global_norm(0.05), optax.adam(0.01))
+    backprop, loss = [estimators.backprop()] * 2, losses.softmax_cross_entropy
+    learner = decoupled.make_learner(
+        stack_equal(one_by_one), backprop, loss, adam, adam, microbatches=parts
+    )
+    x, y = helpers.batch()
+    state = learner.init(KEY, x, y)
+    before = learner.unstack(state)
+    after = learner.unstack(jax.jit(learner.update)(state, x, y, KEY)[0])
+    gradients = helpers.mean_loss_gradients(one_by_one, before, x, y, KEY)
+    for old, gradient, new in zip(before.modules, gradients, after.modules, strict=True):
+        assert sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(gradient)) > 0.05**2
+        updates, opt_state = adam.update(gradient, old.opt_state, old.params)
+        chex.assert_trees_all_close(new.params, optax.apply_updates(old.params, updates), atol=1e-6)
+        chex.assert_trees_all_close(new.opt_state, opt_state, atol=1e-6)
+
+
+def test_a_stack_that_waits_over_devices():
+    """In parts and with batch statistics, under shard_map; against the same parts on one device."""
+    links = stack_equal(modules(3, norm="batch"))
+    x, y = helpers.batch()
+
+    def update(axis_name):
+        options = {"axis_name": axis_name, "microbatches": 2}
+        backprop, loss, sgd = [estimators.backprop()] * 2, losses.softmax_cross_entropy, optax.sgd(0.5)
+        return decoupled.make_learner(links, backprop, loss, sgd, sgd, **options)
+
+    state = update(None).init(KEY, x, y)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    shares = jax.sharding.PartitionSpec("data")
+    over = jax.shard_map(
+        lambda *given: update("data").update(*given)[0],
+        mesh=mesh,
+        in_specs=(jax.sharding.PartitionSpec(), shares, shares, jax.sharding.PartitionSpec()),
+        out_specs=jax.sharding.PartitionSpec(),
+    )
+    # Each device normalizes its own rows: two devices with twice the same are as one.
+    twice = jnp.concatenate([x, x]), jnp.concatenate([y, y])
+    new = jax.jit(over)(state, *twice, KEY)
+    expected = jax.jit(update(None).update)(state, x, y, KEY)[0]
+    chex.assert_trees_all_close(new, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_backprop_in_a_stack_takes_a_quarter_less_memory_than_scanned():
+    """Of all that a step holds: parameters, two moments, inputs, and the gradients of one block."""
+    x, y = jax.ShapeDtypeStruct((256, 256), jnp.float32), jax.ShapeDtypeStruct((256,), jnp.int32)
+    lower, block, upper = decoupled.models.mlp(2, 1024, 10)
+    stack = Stack(block, tuple(f"block_{i}" for i in range(64)), recompute_every=3)
+    learner = learner_of([lower, stack, upper], estimators.backprop())
+    peaks = []
+    for init, update in (
+        (learner.init, learner.update),
+        scanned_backprop(Network(lower, block, 64, upper)),
+    ):
+        state = jax.eval_shape(init, KEY, x, y)
+        peaks.append(compile_step(update, state, x, y, KEY).peak_bytes)
+    assert peaks[0] <= 0.75 * peaks[1]
 
 
 def test_blocks_sit_out_one_by_one():
@@ -133,10 +247,6 @@ def test_memory_of_unequal_modules_does_not_grow_either():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (
-            lambda: compiled_update(stack_equal(modules(3)), estimators.backprop()),
-            "cannot be a stack: blocks",
-        ),
         (lambda: compiled_update(stack_equal(modules(3))[:2], UNLOCKED["linear"]), "the last module has"),
         (
             lambda: compiled_update([Stack(modules(2)[1], ("a", "b")), modules(1)[1]], UNLOCKED["linear"]),

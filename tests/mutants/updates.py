@@ -4,6 +4,10 @@ from tests.mutants.mutant import Mutant
 
 _UPDATE = "decoupled/learning/module_update.py"
 _WALK = "decoupled/learning/walk.py"
+_STACK = "decoupled/learning/stack_loops.py"
+_WAITS = (
+    "tests/learning/test_stack.py::test_a_stack_that_waits_is_its_modules_one_by_one[bp_lambda-bp_lambda-2]",
+)
 _LEARNER = "tests/learning/test_learner.py::"
 _BY_HAND = (_LEARNER + "test_estimate_and_fit_by_hand",)
 _BACKPROP = (_LEARNER + "test_one_module_alone_is_backprop",)
@@ -71,7 +75,7 @@ MUTANTS = (
     Mutant(
         "module gradient summed over devices before it is averaged",
         _UPDATE,
-        '    return jax.lax.pcast(tree, axis_name, to="varying")',
+        "    return jax.tree.map(vary, tree)",
         "    return tree",
         _ON_DEVICES,
     ),
@@ -114,8 +118,8 @@ MUTANTS = (
     Mutant(
         "estimator fitted with another example's label",
         _WALK,
-        "rules, specs[k - 1], estimators[k - 1], h_ins[k], examples, grad",
-        "rules, specs[k - 1], estimators[k - 1], h_ins[k], Examples(jnp.roll(examples.y, 1, 0)), grad",
+        "fit(rules, specs[k - 1], old, h_ins[k], examples, grad)",
+        "fit(rules, specs[k - 1], old, h_ins[k], Examples(jnp.roll(examples.y, 1, 0)), grad)",
         _BY_HAND,
     ),
     Mutant(
@@ -131,22 +135,22 @@ MUTANTS = (
     Mutant(
         "estimator fitted to its own estimate",
         _WALK,
-        "rules, specs[k - 1], estimators[k - 1], h_ins[k], examples, grad",
-        "rules, specs[k - 1], estimators[k - 1], h_ins[k], examples, estimate(k - 1, h_ins[k], grad)",
+        "fit(rules, specs[k - 1], old, h_ins[k], examples, grad)",
+        "fit(rules, specs[k - 1], old, h_ins[k], examples, estimate(k - 1, h_ins[k], grad))",
         _BY_HAND,
     ),
     Mutant(
         "estimate made after the fit",
         _WALK,
-        "est_params = state.estimators[k].params  # as they were before the step",
-        "est_params = estimators[k].params",
+        "highest(links[k], state.estimators[k]).params  # as they were before the step",
+        "highest(links[k], estimators[k]).params",
         ("tests/boundaries/test_primitive.py::test_boundary_form_equals_chain_form[bp_lambda]",),
     ),
     Mutant(
         "one key for all modules",
         _WALK,
-        "modules[k], h, jax.random.fold_in(key, offsets[k]), lowest)",
-        "modules[k], h, key, lowest)",
+        "modules[k], h, jax.random.fold_in(key, offsets[k]), lowest_of_all)",
+        "modules[k], h, key, lowest_of_all)",
         (_LEARNER + "test_true_gradients_give_backprop[0.5-none]",),
     ),
     Mutant(
@@ -160,8 +164,8 @@ MUTANTS = (
     Mutant(
         "estimator below a module that sits out is fitted",
         _WALK,
-        "estimators[k - 1] = chosen(taking_part, fitted, estimators[k - 1])",
-        "estimators[k - 1] = fitted",
+        "            fitted = chosen(taking_part, fitted, old)\n",
+        "",
         _SITS_OUT,
     ),
     Mutant(
@@ -208,15 +212,43 @@ MUTANTS = (
     ),
     Mutant(
         "one key for all blocks of a stack",
-        "decoupled/learning/fused.py",
+        _STACK,
         "piece = Chain((block,), (spec,), chain.first + i, spec)",
         "piece = Chain((block,), (spec,), chain.first + 1, spec)",
         ("tests/learning/test_stack.py::test_a_stack_is_its_modules_one_by_one[linear]",),
     ),
     Mutant(
+        "one key for all blocks of a stack that waits",
+        _STACK,
+        "jax.random.fold_in(key, first + i), lowest=False)",
+        "jax.random.fold_in(key, first), lowest=False)",
+        _WAITS,
+    ),
+    Mutant(
+        "what another block kept",
+        _STACK,
+        "passed.block(i, old, h, take(slots, i)), grad)",
+        "passed.block(i, old, h, take(slots, i - 1)), grad)",
+        _WAITS,
+    ),
+    Mutant(
+        "an input computed again from what is not below it",
+        _STACK,
+        "return run(take(modules, i - 1), kept(i - 1), i - 1).h_out",
+        "return run(take(modules, i), kept(i - 1), i - 1).h_out",
+        _WAITS,
+    ),
+    Mutant(
+        "estimators in a stack that waits are fitted a block too low",
+        _STACK,
+        "update_below(i, take(estimators, i - 1), h, grad)",
+        "update_below(i, take(estimators, i), h, grad)",
+        _WAITS,
+    ),
+    Mutant(
         "estimators between pieces never fitted",
         "decoupled/learning/fused.py",
-        "estimators[start - 1] = _with_highest(lower, estimators[start - 1], result.state.below)",
+        "estimators[start - 1] = with_highest(lower, estimators[start - 1], result.state.below)",
         "pass",
         ("tests/learning/test_stack.py::test_a_dispatched_update_is_the_fused_one[loss_shaped]",),
     ),
