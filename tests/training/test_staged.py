@@ -84,7 +84,6 @@ def test_totals_of_a_pipeline_start_anew_when_they_have_been_read():
             "batch_size is 63, which the 2 devices of a stage cannot share alike",
         ),
         ({"parallel.mode": "pipeline", "update_probability": 0.5}, "in a pipeline every module updates"),
-        ({"step": "stacked", "estimator.name": "backprop"}, "cannot be a stack"),
     ],
 )
 def test_what_does_not_go_together_is_refused(changes, message):
