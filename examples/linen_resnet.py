@@ -48,7 +48,7 @@ def main(steps: int = 300, batch_size: int = 64) -> float:
     images, labels = (data.images[..., None] / 16).astype("float32"), data.target
     train, test = slice(None, 1400), slice(1400, None)
     model = ResNet()
-    variables = model.init(jax.random.key(0), images[:1])
+    variables = jax.jit(model.init)(jax.random.key(0), images[:1])
     params, stats = variables["params"], variables["batch_stats"]
     tx = split_optimizer(optax.adam(1e-3), optax.adam(1e-3))
     opt_state = tx.init(params)

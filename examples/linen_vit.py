@@ -44,7 +44,7 @@ def main(steps: int = 500, batch_size: int = 64) -> float:
     data = load_digits()
     images, labels = (data.images[..., None] / 16).astype("float32"), data.target
     model = ViT()
-    params = model.init(jax.random.key(0), images[:1])
+    params = jax.jit(model.init)(jax.random.key(0), images[:1])
     tx = split_optimizer(optax.adam(1e-3), optax.adam(1e-3))
     opt_state = tx.init(params)
 

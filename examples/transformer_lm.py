@@ -52,7 +52,7 @@ def main(steps: int = 400, batch_size: int = 16, length: int = 64) -> float:
     """Trains on one text; returns the loss on another, in nats a letter."""
     text, other = make_text(2000, seed=0), make_text(200, seed=1)
     model = LanguageModel()
-    params = model.init(jax.random.key(0), text[None, :length])
+    params = jax.jit(model.init)(jax.random.key(0), text[None, :length])
     tx = split_optimizer(optax.adam(1e-3), SG.optimizer(optax.identity()))
     opt_state = tx.init(params)
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 import decoupled
 from decoupled import estimators
@@ -66,6 +67,11 @@ def noisy(state, seed=1, scale=0.3):
 
     moved = [e._replace(params=jax.tree.map(move, e.params)) for e in state.estimators]
     return state._replace(estimators=tuple(moved))
+
+
+def gate(names, *in_gate):
+    """Parameters of a test: those `in_gate` in every run, the others where slow tests run too."""
+    return [name if name in in_gate else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def every_method():

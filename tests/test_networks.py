@@ -120,11 +120,9 @@ def weights_of(network):
 NAMES = (*helpers.every_method(),)
 IN_GATE = {
     ("two_towers", "similarity"),
-    ("two_towers", "recursive_least_squares"),
     ("padded_tokens", "bp_lambda"),
     ("padded_tokens", "recursive_least_squares"),
     ("two_heads", "direct_feedback_alignment"),
-    ("unet", "linear"),
     ("lstm", "linear"),
 }
 

@@ -45,7 +45,7 @@ def learners(estimator, depth=4, **options):
     return [learner_of(links, estimator, **options) for links in (one_by_one, stack_equal(one_by_one))]
 
 
-@pytest.mark.parametrize("name", ["linear", "direct_random_target_projection"])
+@pytest.mark.parametrize("name", helpers.gate(UNLOCKED, "linear"))
 def test_a_stack_is_its_modules_one_by_one(name):
     plain, stacked = learners(UNLOCKED[name])
     x, y = helpers.batch()
@@ -189,7 +189,7 @@ def test_blocks_sit_out_one_by_one():
     assert len(set(map(int, counts))) > 1
 
 
-@pytest.mark.parametrize("name", ["loss_shaped", "backprop"])
+@pytest.mark.parametrize("name", helpers.gate(["loss_shaped", "backprop"], "loss_shaped"))
 def test_a_dispatched_update_is_the_fused_one(name):
     learner = learner_of(modules(4, **NORM), helpers.every_method()[name])
     x, y = helpers.batch()
@@ -228,7 +228,7 @@ def compiled_update(links, estimator):
     return jax.jit(learner.update, donate_argnums=0).lower(state, x, y, KEY).compile()
 
 
-@pytest.mark.parametrize("name", ["loss_shaped", "linear"])
+@pytest.mark.parametrize("name", helpers.gate(["loss_shaped", "linear"], "loss_shaped"))
 def test_neither_memory_nor_program_of_a_stack_grows_with_depth(name):
     shallow, deep = (
         compiled_update(stack_equal(modules(depth, width=64)), UNLOCKED[name]) for depth in (4, 64)
@@ -238,6 +238,7 @@ def test_neither_memory_nor_program_of_a_stack_grows_with_depth(name):
     assert len(deep.as_text().splitlines()) < 1.05 * len(shallow.as_text().splitlines())
 
 
+@pytest.mark.slow
 def test_memory_of_unequal_modules_does_not_grow_either():
     medium, deep = (compiled_update(modules(depth, width=64), UNLOCKED["linear"]) for depth in (8, 24))
     temporary = [c.memory_analysis().temp_size_in_bytes for c in (medium, deep)]

@@ -99,11 +99,14 @@ def test_report_stands_alone(finished):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"estimator.name": "backprop"},
+        pytest.param({"estimator.name": "backprop"}, marks=pytest.mark.slow),
         {"boundaries": "none"},
         {"estimator.name": "recursive_least_squares", "boundaries": "0,2", "show_test": True},
         {"estimator.name": "linear", "estimator.conditioned": False, "model.dtype": "bfloat16"},
-        {"estimator.name": "mlp", "model.norm": "layer", "validation_examples": 0},
+        pytest.param(
+            {"estimator.name": "mlp", "model.norm": "layer", "validation_examples": 0},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_other_ways_to_run(tmp_path, changes, capsys):
