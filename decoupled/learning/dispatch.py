@@ -16,6 +16,7 @@ from decoupled.learning.chain import Chain, ChainState, ChainStep
 from decoupled.learning.examples import Examples, examples_outside
 from decoupled.learning.fused import pieces_of, run_pieces
 from decoupled.learning.learner import Learner
+from decoupled.learning.loss_value import remember
 from decoupled.learning.microbatches import walk_in_parts
 from decoupled.learning.stack import Stack
 from decoupled.learning.state import LearnerState, Metrics
@@ -68,7 +69,8 @@ def dispatched(
 
         parts = ChainState(state.modules, state.estimators)
         result = run_pieces(chain, pieces, parts, x, run)
-        new = LearnerState(state.step + 1, result.state.modules, result.state.estimators)
-        return new, Metrics(mean_loss(result.losses, examples.weight), result.h_out, result.boundaries)
+        loss = mean_loss(result.losses, examples.weight)
+        new = remember(result.state.modules, result.state.estimators, loss, result.boundaries)
+        return LearnerState(state.step + 1, *new), Metrics(loss, result.h_out, result.boundaries)
 
     return update

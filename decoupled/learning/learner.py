@@ -13,6 +13,7 @@ from decoupled.errors import UsageError
 from decoupled.learning.chain import Chain, ChainState, evaluate_chain, init_chain_state, unstack
 from decoupled.learning.examples import examples_of
 from decoupled.learning.fused import pieces_of, update_chain
+from decoupled.learning.loss_value import ValueGiven, remember, with_value
 from decoupled.learning.module_update import Rules, backward, error_of, estimate_at, fit, forward, mean_of
 from decoupled.learning.stack import Stack, check_link, modules_of
 from decoupled.learning.state import (
@@ -90,6 +91,15 @@ class Learner(NamedTuple):
                 f"update_probability is below 1, but in {what} every module updates: set it to 1"
             )
 
+    def must_not_ask_for_value(self, what: str) -> None:
+        """Refuses an optimizer that asks for the last step's loss where `what` has none to tell."""
+        links = (link.block if isinstance(link, Stack) else link for link in self.chain.links)
+        if any(isinstance(self.rules.optimizer_for(module), ValueGiven) for module in links):
+            raise UsageError(
+                f"an optimizer asks for the value of the loss, which modules do not know in {what}:"
+                " choose one that does not"
+            )
+
     def unstack(self, state: LearnerState) -> LearnerState:
         """The same state with one entry a module and one a boundary, where some are stacked."""
         parts = unstack(self.chain, ChainState(state.modules, state.estimators))
@@ -114,7 +124,8 @@ def make_learner(
       modules: the chain, first to last; a `Stack` is many, trained in one loop.
       estimators: one a boundary, so one fewer than modules; a stack's stands above each block.
       loss: (output, y) -> (batch,), applied to the last module's output.
-      optimizer: for modules, one for all or a list of one each; every module has its own state of it.
+      optimizer: for modules, one for all or a list of one each; every module has its own state of it. One
+        that asks for a `value` (`optax.contrib.reduce_on_plateau`) is given the loss of the step before.
       estimator_optimizer: the same for estimators; what some solve for themselves they go on to solve.
       update_probability: of each module in each step, one number for all or one a module (J16, section
         3.1). A module that sits out runs forward but stays bit for bit as it is: parameters, optimizer
@@ -163,8 +174,8 @@ def make_learner(
         result = update_chain(rules, chain, parts, x, examples, key, always=always, active=active)
         loss_now = mean_of(axis_name, mean(result.losses, examples.weight), examples.weight)
         metrics = Metrics(loss_now, result.h_out, result.boundaries)
-        new = result.state
-        return LearnerState(state.step + 1, new.modules, new.estimators), metrics
+        new = remember(result.state.modules, result.state.estimators, loss_now, result.boundaries)
+        return LearnerState(state.step + 1, *new), metrics
 
     def predict(state: LearnerState, x: PyTree) -> PyTree:
         # The key's value cannot matter: nothing is drawn in evaluation mode.
@@ -231,13 +242,15 @@ def _with_optimizers(
     if _is_list(estimator_optimizer):
         each = _one_each("estimator_optimizer", estimator_optimizer, len(estimators), "estimators")
         estimators = tuple(
-            spec._replace(optimizer=partial(_given, spec.optimizer, tx))
+            spec._replace(optimizer=partial(_given, spec.optimizer, with_value(tx)))
             for spec, tx in zip(estimators, each, strict=True)
         )
         estimator_optimizer = optax.identity()
     check_optimizer("optimizer", optimizer)
     check_optimizer("estimator_optimizer", estimator_optimizer)
-    return chain._replace(links=links, estimators=estimators), optimizer, estimator_optimizer
+    links = tuple(map(_with_value, links))
+    chain = chain._replace(links=links, estimators=estimators)
+    return chain, with_value(optimizer), with_value(estimator_optimizer)
 
 
 def _is_list(optimizer: Any) -> bool:
@@ -255,6 +268,11 @@ def _moved_by(link: Module | Stack, tx: optax.GradientTransformation) -> Module 
     if isinstance(link, Stack):
         return link._replace(block=link.block._replace(optimizer=tx))
     return link._replace(optimizer=tx)
+
+
+def _with_value(link: Module | Stack) -> Module | Stack:
+    tx = (link.block if isinstance(link, Stack) else link).optimizer
+    return link if tx is None else _moved_by(link, with_value(tx))
 
 
 def _given(

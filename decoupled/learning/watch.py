@@ -41,16 +41,20 @@ def watched(optimizer: optax.GradientTransformation, skip: bool = False) -> opta
       skip: leave parameters and the optimizer's state as they are where a gradient is not finite.
     """
 
+    optimizer = optax.with_extra_args_support(optimizer)
+
     def init(params: PyTree) -> WatchState:
         # Three arrays, since states are donated.
         return WatchState(optimizer.init(params), *(jnp.zeros((), jnp.int32) for _ in range(3)))
 
-    def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, WatchState]:
+    def update(
+        updates: PyTree, state: Any, params: PyTree = None, **extra: Any
+    ) -> tuple[PyTree, WatchState]:
         leaves = jax.tree.leaves(updates)
         looked_at = leaves if skip else [leaf for leaf in leaves if leaf.ndim == 1] or leaves
         # A sum is finite unless one of its numbers is not (or is about to be).
         finite = jnp.isfinite(sum(jnp.sum(leaf, dtype=jnp.float32) for leaf in looked_at))
-        updates, inner = optimizer.update(updates, state.inner, params)
+        updates, inner = optimizer.update(updates, state.inner, params, **extra)
         if skip:
             updates = jax.tree.map(lambda u: jnp.where(finite, u, jnp.zeros_like(u)), updates)
             inner = jax.tree.map(lambda new, old: jnp.where(finite, new, old), inner, state.inner)
@@ -58,7 +62,7 @@ def watched(optimizer: optax.GradientTransformation, skip: bool = False) -> opta
         first = jnp.where(finite | (state.first > 0), state.first, number)
         return updates, WatchState(inner, number, state.not_finite + ~finite, first)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def watched_estimator(estimator: Estimator, skip: bool = False) -> Estimator:

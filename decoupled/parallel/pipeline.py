@@ -143,6 +143,7 @@ def make_pipeline(
         modules are to sit out steps.
     """
     learner.must_not_sit_out("a pipeline")
+    learner.must_not_ask_for_value("a pipeline")
     stages = cut_into_stages(learner.chain, mesh.shape["stage"])
     top = len(stages) - 1
     wants_targets = [any(e.training_gradient for e in stage.estimators[-1:]) for stage in stages]
