@@ -15,6 +15,4 @@ def backprop() -> Estimator:
         assert signal is not None
         return signal
 
-    return Estimator(
-        "backprop", init, estimate, None, Reads.INCOMING, form="dL/dh", sees_y=False, many_arrays=True
-    )
+    return Estimator("backprop", init, estimate, None, Reads.INCOMING, sees_y=False, many_arrays=True)

@@ -41,5 +41,4 @@ def bp_lambda(estimator: Estimator, lam: float = 0.5) -> Estimator:
         name=f"bp_lambda({estimator.name})",
         estimate=estimate,
         reads=Reads.INCOMING,
-        form=f"{1 - lam:g} [{estimator.form}] + {lam:g} dL/dh",
     )

@@ -36,6 +36,4 @@ def direct_feedback_alignment(num_outputs: int) -> Estimator:
             )
         return (error @ est_params["B"]).reshape(h.shape)
 
-    return Estimator(
-        "direct_feedback_alignment", init, estimate, None, Reads.ERROR, form="error B", sees_y=False
-    )
+    return Estimator("direct_feedback_alignment", init, estimate, None, Reads.ERROR, sees_y=False)

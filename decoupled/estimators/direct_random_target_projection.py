@@ -38,4 +38,4 @@ def direct_random_target_projection(context: Context) -> Estimator:
         del signal
         return -(encoded(context, y, h) @ est_params["B"]).reshape(h.shape)
 
-    return Estimator("direct_random_target_projection", init, estimate, None, form="-y B")
+    return Estimator("direct_random_target_projection", init, estimate, None)

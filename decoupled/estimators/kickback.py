@@ -34,5 +34,4 @@ def kickback() -> Estimator:
         told = error[:, output_of_unit] / math.sqrt(features)
         return jnp.broadcast_to(told.reshape(h.shape[0], *[1] * (h.ndim - 2), h.shape[-1]), h.shape)
 
-    form = "error A, A of 0 and 1"
-    return Estimator("kickback", init, estimate, None, Reads.ERROR, form=form, sees_y=False)
+    return Estimator("kickback", init, estimate, None, Reads.ERROR, sees_y=False)

@@ -34,6 +34,5 @@ def linear(context: Context = None) -> Estimator:
             out += encoded(context, y, h) @ est_params["B"]
         return out.reshape(h.shape)
 
-    form = "hA + c" if context is None else "hA + yB + c"
     train = by_gradient(estimate)
-    return Estimator("linear", init, estimate, train, form=form, sees_y=context is not None)
+    return Estimator("linear", init, estimate, train, sees_y=context is not None)

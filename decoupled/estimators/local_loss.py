@@ -58,12 +58,10 @@ def local_loss(
         output = head.predict(est_params, h)
         return checked_losses(loss(output, y), output)
 
-    return from_local_loss("local_loss", init, losses, "dl/dh, l of an auxiliary head")
+    return from_local_loss("local_loss", init, losses)
 
 
-def from_local_loss(
-    name: str, init: Callable[[Key, Array, Array], PyTree], losses: LocalLoss, form: str
-) -> Estimator:
+def from_local_loss(name: str, init: Callable[[Key, Array, Array], PyTree], losses: LocalLoss) -> Estimator:
     """An estimator that gives its module the gradient of a local loss, and descends that loss itself."""
 
     def estimate(
@@ -86,4 +84,4 @@ def from_local_loss(
         del target
         return jax.value_and_grad(lambda p: weights.mean(losses(p, h, y, weight), weight))(est_params)
 
-    return Estimator(name, init, estimate, training_gradient, form=form, own_loss=True)
+    return Estimator(name, init, estimate, training_gradient, own_loss=True)

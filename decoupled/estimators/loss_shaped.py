@@ -45,6 +45,5 @@ def loss_shaped(num_classes: int, context: Context = None) -> Estimator:
             out = (prediction - encoded(context, y, h, num_classes)) @ est_params["V"]
         return out.reshape(h.shape)
 
-    form = "softmax(hW' + b)V + c" if context is None else "(softmax(hW' + b) - y)V"
     train = by_gradient(estimate)
-    return Estimator("loss_shaped", init, estimate, train, form=form, sees_y=context is not None)
+    return Estimator("loss_shaped", init, estimate, train, sees_y=context is not None)

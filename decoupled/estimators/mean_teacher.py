@@ -99,14 +99,12 @@ def mean_teacher(num_classes: int, hidden: Sequence[int] = (512,), decay: float 
 
         return optax.GradientTransformationExtraArgs(by_kind.init, update)
 
-    form = "(p - q)W', p = softmax(hW + b) taught by q(h)"
     return Estimator(
         "mean_teacher",
         init,
         estimate,
         training_gradient,
         optimizer=averaging,
-        form=form,
         own_loss=True,
         y_in_fit_alone=True,
     )

@@ -33,9 +33,8 @@ def network(linen_module: nn.Module, context: Context = None, name: str = "netwo
             out: Any = linen_module.apply({"params": est_params}, h, encode(y))
         return out
 
-    form = f"{name}(h)" if context is None else f"{name}(h, y)"
     train = by_gradient(estimate)
-    return Estimator(name, init, estimate, train, form=form, sees_y=context is not None)
+    return Estimator(name, init, estimate, train, sees_y=context is not None)
 
 
 def mlp(hidden: Sequence[int] = (256,), context: Context = None) -> Estimator:

@@ -38,4 +38,4 @@ def noise(scale: float = 1.0) -> Estimator:
 
         return jax.vmap(draw)(rows).reshape(h.shape)
 
-    return Estimator("noise", init, estimate, None, form="ε ~ N(0, s)", sees_y=False)
+    return Estimator("noise", init, estimate, None, sees_y=False)

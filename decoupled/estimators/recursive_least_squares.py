@@ -54,6 +54,5 @@ def recursive_least_squares(
         estimate,
         training_gradient,
         optimizer=solver(decay, ridge, solve_every),
-        form="(h, 1)K" if context is None else "(h, y, 1)K",
         sees_y=context is not None,
     )

@@ -74,8 +74,7 @@ def similarity(
             )
         return encoding
 
-    form = "dl/dh, l = |S(hM) - S(y)|² and a probe's"
-    return from_local_loss("similarity", init, losses, form)._replace(estimate_sees_weight=True)
+    return from_local_loss("similarity", init, losses)._replace(estimate_sees_weight=True)
 
 
 def cosines(rows: Array) -> Array:
