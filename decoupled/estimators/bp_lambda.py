@@ -33,7 +33,7 @@ def bp_lambda(estimator: Estimator, lam: float = 0.5) -> Estimator:
     if lam == 0:
         return estimator
 
-    def estimate(est_params: PyTree, h: Array, y: Array, signal: Array | None, *weight: Array) -> Array:
+    def estimate(est_params: PyTree, h: PyTree, y: PyTree, signal: PyTree, *weight: Array) -> PyTree:
         synthetic = estimator.estimate(est_params, h, y, None, *weight)
         return jax.tree.map(lambda own, incoming: (1 - lam) * own + lam * incoming, synthetic, signal)
 

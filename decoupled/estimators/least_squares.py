@@ -26,6 +26,7 @@ import optax
 from decoupled import weights
 from decoupled.errors import UsageError
 from decoupled.estimators.averages import mean_of, no_weight, weight_of
+from decoupled.shapes import AnyArray, Float, Shaped
 from decoupled.types import Array, PyTree
 
 _SOLVED = ("K", "gram", "cross", "weight")
@@ -41,14 +42,19 @@ def unsolved(inputs: int, outputs: int) -> dict[str, Array]:
     }
 
 
-def moments(x: Array, target: Array, residual: Array, weight: Array | None = None) -> dict[str, Array]:
+def moments(
+    x: Float[Array, "batch inputs"],
+    target: Float[Array, "batch outputs"],
+    residual: Float[Array, "batch outputs"],
+    weight: Shaped[AnyArray, " batch"] | None = None,
+) -> dict[str, Array]:
     """What `solver` needs of a batch, in the structure of `unsolved`.
 
     Args:
-      x: features, (batch, inputs).
-      target: what x K is fitted to, (batch, outputs).
-      residual: the estimate's error, (batch, outputs).
-      weight: of each example, (batch,); None: all count alike.
+      x: features.
+      target: what x K is fitted to.
+      residual: the estimate's error.
+      weight: of each example; None: all count alike.
     """
     means = {
         "K": weights.mean_product(2 * x, residual, weight),
@@ -124,7 +130,9 @@ def _descended(tree: PyTree) -> PyTree:
 
 @partial(jnp.vectorize, signature="(n,n),(n,m),()->(n,m)")  # layers under a scan are stacked
 @jax.custom_batching.sequential_vmap  # LAPACK, one by one, is far faster than XLA's batched solver on CPUs
-def solve(gram: Array, cross: Array, ridge: Array) -> Array:
+def solve(
+    gram: Float[Array, "inputs inputs"], cross: Float[Array, "inputs outputs"], ridge: Float[Array, ""]
+) -> Float[Array, "inputs outputs"]:
     """(gram + ridge I)^-1 cross, with the ridge as a fraction of gram's mean diagonal element."""
     # Relative to the trace, so that averages still growing from zero need no correction. With less than the
     # floor, rounding alone may leave a matrix that has no Cholesky factor.

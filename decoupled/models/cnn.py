@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from decoupled.models.halving import halved
 from decoupled.models.norm import normalise
@@ -18,7 +19,7 @@ def cnn(
     *,
     kernel_size: int = 5,
     norm: str = "none",
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     axis_name: str | None = None,
 ) -> list[Module]:
     """One convolution layer per entry of `features`, each halving the image, then a linear layer.
@@ -44,7 +45,7 @@ class ConvolutionLayer(nn.Module):
     features: int
     kernel_size: int
     norm: str = "none"
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
 
     @nn.compact

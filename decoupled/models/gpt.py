@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from decoupled.errors import UsageError
 from decoupled.models.transformer import TransformerBlock, check_heads
@@ -21,7 +22,7 @@ def gpt(
     context: int,
     mlp_width: int | None = None,
     dropout: float = 0.0,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> list[Module]:
     """Embedding, `depth` equal causal blocks, readout: tokens (batch, time) to (batch, time, vocabulary).
 
@@ -60,7 +61,7 @@ class TokenEmbedding(nn.Module):
     features: int
     context: int | None = None
     dropout: float = 0.0
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, tokens: Array, train: bool) -> Array:
@@ -85,7 +86,7 @@ class Readout(nn.Module):
     """Layer norm, then Dense without bias, at each position."""
 
     vocabulary: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, h: Array) -> Array:

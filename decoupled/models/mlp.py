@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from decoupled.models.norm import normalise
 from decoupled.models.output import OutputLayer
@@ -16,7 +17,7 @@ def mlp(
     *,
     norm: str = "none",
     dropout: float = 0.0,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     axis_name: str | None = None,
 ) -> list[Module]:
     """`depth` hidden ReLU layers of `width` units, then a linear one: depth + 1 layers.
@@ -42,7 +43,7 @@ class HiddenLayer(nn.Module):
     width: int
     norm: str = "none"
     dropout: float = 0.0
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
 
     @nn.compact

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from decoupled.errors import UsageError
 from decoupled.models.norm import normalise
@@ -28,7 +29,7 @@ def resnet(
     *,
     width: int = 16,
     norm: str = "batch",
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     axis_name: str | None = None,
 ) -> list[Module]:
     """For images of 32x32 or so: a stem, (depth - 2) / 2 residual blocks in three stages, the output layer.
@@ -68,7 +69,7 @@ def resnet_large(
     *,
     width: int = 64,
     norm: str = "batch",
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     axis_name: str | None = None,
 ) -> list[Module]:
     """For images of 224x224 or so: 7x7 stem with max pooling, four stages of residual blocks, output layer.
@@ -137,7 +138,7 @@ class Stem(nn.Module):
     features: int
     large: bool
     norm: str = "batch"
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
 
     @nn.compact
@@ -155,7 +156,7 @@ class BasicBlock(nn.Module):
     stride: int = 1
     projection: bool = True
     norm: str = "batch"
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
 
     @nn.compact
@@ -179,7 +180,7 @@ class BottleneckBlock(nn.Module):
     features: int
     stride: int = 1
     norm: str = "batch"
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
 
     @nn.compact
@@ -201,14 +202,14 @@ class PooledOutput(nn.Module):
     """Dense, of the mean over all pixels."""
 
     num_outputs: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, h: Array) -> Array:
         return nn.Dense(self.num_outputs, dtype=self.dtype)(h.mean((1, 2)))
 
 
-def _convolved(h: Array, features: int, kernel: int, stride: int, norm: str, dtype: jnp.dtype) -> Array:
+def _convolved(h: Array, features: int, kernel: int, stride: int, norm: str, dtype: DTypeLike) -> Array:
     """A convolution around every `stride`-th pixel, from the first: what shortcuts take too.
 
     To be called inside a compact Linen method. A bias would be lost in the normalisation that follows.

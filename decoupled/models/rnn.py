@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from decoupled.errors import UsageError
 from decoupled.models.gpt import TokenEmbedding
@@ -22,7 +23,7 @@ def rnn(
     vocabulary: int | None = None,
     last_step: bool = False,
     dropout: float = 0.0,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> list[Module]:
     """`depth` recurrent layers, then a linear one at each step; below, an embedding if there are tokens.
 
@@ -58,7 +59,7 @@ class RecurrentLayer(nn.Module):
     cell: Callable[..., nn.RNNCellBase]
     width: int
     dropout: float = 0.0
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, h: Array, train: bool) -> Array:
@@ -94,7 +95,7 @@ class StepOutput(nn.Module):
 
     num_outputs: int
     last_step: bool = False
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, h: Array) -> Array:

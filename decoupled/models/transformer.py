@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from decoupled.errors import UsageError
 from decoupled.types import Array
@@ -28,7 +29,7 @@ class TransformerBlock(nn.Module):
     mlp_width: int
     causal: bool = False
     dropout: float = 0.0
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     draw: Callable = nn.initializers.xavier_uniform()
     draw_added: Callable = nn.initializers.xavier_uniform()
 

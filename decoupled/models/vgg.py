@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from decoupled.errors import UsageError
 from decoupled.models.halving import halved
@@ -25,7 +26,7 @@ def vgg(
     dense: Sequence[int] = (1024,),
     norm: str = "batch",
     dropout: float = 0.0,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     axis_name: str | None = None,
 ) -> list[Module]:
     """3x3 convolution layers, dense layers, then a linear one; "pool" is no layer of its own.
@@ -81,7 +82,7 @@ class ConvolutionLayer(nn.Module):
     pools: int = 0
     norm: str = "batch"
     dropout: float = 0.0
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
 
     @nn.compact
@@ -98,7 +99,7 @@ class DenseLayer(nn.Module):
     pools: int = 0
     norm: str = "batch"
     dropout: float = 0.0
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
 
     @nn.compact
@@ -112,7 +113,7 @@ class PooledOutput(nn.Module):
 
     num_outputs: int
     pools: int = 0
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, h: Array) -> Array:

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from decoupled.errors import UsageError
 from decoupled.models.transformer import TransformerBlock, check_heads
@@ -21,7 +22,7 @@ def vit(
     mlp_width: int | None = None,
     class_token: bool = True,
     dropout: float = 0.0,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> list[Module]:
     """Patches with learned positions, `depth` equal encoder blocks, the output layer: depth + 2 layers.
 
@@ -57,7 +58,7 @@ class PatchEmbedding(nn.Module):
     patch_size: int
     class_token: bool
     dropout: float = 0.0
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, h: Array, train: bool) -> Array:
@@ -82,7 +83,7 @@ class TokenOutput(nn.Module):
 
     num_outputs: int
     class_token: bool
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, h: Array) -> Array:

@@ -93,7 +93,7 @@ def init_chain(modules: Sequence[Module], key: Key, h: Array) -> list[ModuleVari
     return variables
 
 
-def like_output(module: Module, variables: ModuleVariables, h: PyTree) -> PyTree:
+def like_output(module: Module, variables: PyTree, h: PyTree) -> PyTree:
     """Zeros of the shapes and dtypes of the module's output for an input batch `h`."""
     # The key's value cannot matter: only shapes are traced, in evaluation mode.
     out, _ = jax.eval_shape(
