@@ -8,12 +8,12 @@ from decoupled import weights
 from decoupled.errors import UsageError
 from decoupled.leaves import real_part, with_real_part
 from decoupled.precision import at_least_float32
-from decoupled.shapes import AnyArray, Float, Int, Shaped
+from decoupled.shapes import AnyArray, Float, Integer, Shaped
 from decoupled.types import Array, Loss, PyTree
 
 
 def softmax_cross_entropy(
-    logits: Float[AnyArray, "batch classes"], labels: Int[AnyArray, " batch"]
+    logits: Float[AnyArray, "batch classes"], labels: Integer[AnyArray, " batch"]
 ) -> Float[Array, " batch"]:
     """Log loss of integer classes, in nats.
 

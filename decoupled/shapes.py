@@ -14,20 +14,20 @@ from decoupled.types import Array as Array
 if TYPE_CHECKING:
     from jaxtyping import Bool as Bool
     from jaxtyping import Float as Float
-    from jaxtyping import Int as Int
+    from jaxtyping import Integer as Integer
     from jaxtyping import Real as Real
     from jaxtyping import Shaped as Shaped
     from jaxtyping import UInt8 as UInt8
 else:
     try:
-        from jaxtyping import Bool, Float, Int, Real, Shaped, UInt8
+        from jaxtyping import Bool, Float, Integer, Real, Shaped, UInt8
     except ImportError:
 
         class _ArrayAlone:
             def __class_getitem__(cls, array_and_shape):
                 return array_and_shape[0]
 
-        Bool = Float = Int = Real = Shaped = UInt8 = _ArrayAlone
+        Bool = Float = Integer = Real = Shaped = UInt8 = _ArrayAlone
 
 # What is only read may be NumPy's too.
 AnyArray: TypeAlias = jax.Array | np.ndarray

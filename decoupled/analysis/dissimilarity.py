@@ -11,11 +11,11 @@ import jax.numpy as jnp
 
 from decoupled.analysis.alignment import cosine
 from decoupled.analysis.scaled import unit_length, unit_peak
-from decoupled.shapes import AnyArray, Float, Int, Shaped
+from decoupled.shapes import AnyArray, Float, Integer, Shaped
 from decoupled.types import Array
 
 
-def label_order(y: Shaped[AnyArray, " n"]) -> Int[Array, " n"]:
+def label_order(y: Shaped[AnyArray, " n"]) -> Integer[Array, " n"]:
     """Indices that sort examples by label, in their own order within a label.
 
     Of examples in this order, an RDM shows classes as blocks along its diagonal.

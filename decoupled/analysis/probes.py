@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from decoupled.extras import extra
-from decoupled.shapes import AnyArray, Float, Int, Real
+from decoupled.shapes import AnyArray, Float, Integer, Real
 
 with extra("analysis"):
     from sklearn.linear_model import LogisticRegression
@@ -31,7 +31,7 @@ class Labelled(NamedTuple):
     """
 
     h: Real[AnyArray, "n *units"]
-    y: Int[AnyArray, " n"]
+    y: Integer[AnyArray, " n"]
 
 
 def probe_accuracy(fitted: Labelled, held_out: Labelled) -> float:
@@ -60,9 +60,9 @@ def probe_accuracy(fitted: Labelled, held_out: Labelled) -> float:
 
 def probe_accuracies(
     fitted: Sequence[Real[AnyArray, "n ..."]],
-    y_fitted: Int[AnyArray, " n"],
+    y_fitted: Integer[AnyArray, " n"],
     held_out: Sequence[Real[AnyArray, "m ..."]],
-    y_held_out: Int[AnyArray, " m"],
+    y_held_out: Integer[AnyArray, " m"],
 ) -> list[float]:
     """`probe_accuracy` of every layer.
 

@@ -38,6 +38,7 @@ from decoupled.learning.fused import update_chain
 from decoupled.learning.learner import Learner
 from decoupled.learning.module_update import Rules
 from decoupled.parallel.stages import cut_into_stages, fit_top
+from decoupled.shapes import AnyArray
 from decoupled.types import Array, Key
 
 
@@ -123,7 +124,7 @@ def train_stage(connection: Connection, inbox: queue.SimpleQueue, job: Job) -> N
     del start
     send(connection, Ready())
 
-    remembered: dict[int, tuple[Array, Array]] = {}
+    remembered: dict[int, tuple[AnyArray, AnyArray]] = {}
     counts, newest, began = Counts(), -1, None
     while True:
         message = inbox.get()

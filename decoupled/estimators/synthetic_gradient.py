@@ -10,17 +10,17 @@ import jax.numpy as jnp
 from decoupled import weights
 from decoupled.errors import UsageError
 from decoupled.precision import at_least_float32
-from decoupled.shapes import AnyArray, Float, Int, Shaped
+from decoupled.shapes import AnyArray, Float, Integer, Shaped
 from decoupled.types import Array, PyTree
 
 # y -> (batch, context_features), or None for an estimator that sees h alone.
 Context: TypeAlias = Callable[[Any], AnyArray] | None
 
 
-def one_hot(num_classes: int) -> Callable[[Int[AnyArray, " batch"]], Float[Array, "batch num_classes"]]:
+def one_hot(num_classes: int) -> Callable[[Integer[AnyArray, " batch"]], Float[Array, "batch num_classes"]]:
     """Context from integer labels."""
 
-    def encode(y: Int[AnyArray, " batch"]) -> Float[Array, "batch num_classes"]:
+    def encode(y: Integer[AnyArray, " batch"]) -> Float[Array, "batch num_classes"]:
         _check_one_array("one_hot", y)
         if y.ndim != 1 or not jnp.issubdtype(y.dtype, jnp.integer):
             if jnp.issubdtype(y.dtype, jnp.floating):

@@ -10,6 +10,7 @@ from decoupled.models.halving import halved
 from decoupled.models.norm import normalise
 from decoupled.models.output import OutputLayer
 from decoupled.modules import from_linen
+from decoupled.shapes import AnyArray, Float, Real
 from decoupled.types import Array, Module
 
 
@@ -49,7 +50,9 @@ class ConvolutionLayer(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, h: Array, train: bool) -> Array:
+    def __call__(
+        self, h: Real[AnyArray, "batch height width channels"], train: bool
+    ) -> Float[Array, "batch rows columns features"]:
         kernel = (self.kernel_size, self.kernel_size)
         h = nn.Conv(self.features, kernel, dtype=self.dtype)(h)
         h = nn.relu(normalise(self.norm, h, train, self.dtype, self.axis_name))

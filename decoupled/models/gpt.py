@@ -7,6 +7,7 @@ from jax.typing import DTypeLike
 from decoupled.errors import UsageError
 from decoupled.models.transformer import TransformerBlock, check_heads
 from decoupled.modules import from_linen
+from decoupled.shapes import AnyArray, Float, Integer
 from decoupled.types import Array, Module
 
 _DEVIATION = 0.02  # of the first weights, in GPT-2 as in GPT
@@ -64,7 +65,9 @@ class TokenEmbedding(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, tokens: Array, train: bool) -> Array:
+    def __call__(
+        self, tokens: Integer[AnyArray, "batch time"], train: bool
+    ) -> Float[Array, "batch time features"]:
         if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
             raise UsageError(
                 f"tokens are integers (batch, time), not {tokens.dtype}{list(tokens.shape)}: cast them"
@@ -89,6 +92,6 @@ class Readout(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, h: Array) -> Array:
+    def __call__(self, h: Float[Array, "batch time features"]) -> Float[Array, "batch time vocabulary"]:
         h = nn.LayerNorm(dtype=self.dtype)(h)
         return nn.Dense(self.vocabulary, use_bias=False, dtype=self.dtype, kernel_init=_DRAW)(h)

@@ -7,6 +7,7 @@ from jax.typing import DTypeLike
 from decoupled.models.norm import normalise
 from decoupled.models.output import OutputLayer
 from decoupled.modules import from_linen
+from decoupled.shapes import AnyArray, Float, Real
 from decoupled.types import Array, Module
 
 
@@ -47,7 +48,7 @@ class HiddenLayer(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, h: Array, train: bool) -> Array:
+    def __call__(self, h: Real[AnyArray, "batch *shape"], train: bool) -> Float[Array, "batch units"]:
         h = nn.Dense(self.width, dtype=self.dtype)(h.reshape(h.shape[0], -1))
         h = nn.relu(normalise(self.norm, h, train, self.dtype, self.axis_name))
         return nn.Dropout(self.dropout, deterministic=not train)(h)

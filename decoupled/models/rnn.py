@@ -11,6 +11,7 @@ from decoupled.errors import UsageError
 from decoupled.models.gpt import TokenEmbedding
 from decoupled.modules import from_linen
 from decoupled.modules.linen import FEEDBACK
+from decoupled.shapes import AnyArray, Float
 from decoupled.types import Array, Module, PyTree
 
 
@@ -62,7 +63,9 @@ class RecurrentLayer(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, h: Array, train: bool) -> Array:
+    def __call__(
+        self, h: Float[AnyArray, "batch time features"], train: bool
+    ) -> Float[Array, "batch time width"]:
         if h.ndim != 3:
             raise UsageError(
                 f"a recurrent layer takes (batch, time, features), not {list(h.shape)}: reshape the input,"
@@ -71,7 +74,7 @@ class RecurrentLayer(nn.Module):
         cell = self.cell(self.width, dtype=self.dtype)
         start = cell.initialize_carry(jax.random.key(0), h[:, 0].shape)
 
-        def step(cell: nn.RNNCellBase, carry: PyTree, h: Array) -> tuple[PyTree, Array]:
+        def step(cell: nn.RNNCellBase, carry: PyTree, h: AnyArray) -> tuple[PyTree, Array]:
             # The carry is summed up over all steps, so it keeps the precision of parameters.
             after, out = cell(carry, h)
             return jax.tree.map(lambda new, old: new.astype(old.dtype), after, carry), out.astype(
@@ -98,5 +101,5 @@ class StepOutput(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, h: Array) -> Array:
+    def __call__(self, h: Float[AnyArray, "batch time features"]) -> Float[Array, "batch *outputs"]:
         return nn.Dense(self.num_outputs, dtype=self.dtype)(h[:, -1] if self.last_step else h)

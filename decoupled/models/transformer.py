@@ -7,6 +7,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from decoupled.errors import UsageError
+from decoupled.shapes import Float
 from decoupled.types import Array
 
 
@@ -34,7 +35,9 @@ class TransformerBlock(nn.Module):
     draw_added: Callable = nn.initializers.xavier_uniform()
 
     @nn.compact
-    def __call__(self, h: Array, train: bool) -> Array:
+    def __call__(
+        self, h: Float[Array, "batch time features"], train: bool
+    ) -> Float[Array, "batch time features"]:
         attend = nn.MultiHeadDotProductAttention(
             self.heads,
             dtype=self.dtype,

@@ -12,6 +12,7 @@ from decoupled.models.mlp import HiddenLayer
 from decoupled.models.norm import normalise
 from decoupled.models.output import OutputLayer
 from decoupled.modules import from_linen
+from decoupled.shapes import AnyArray, Float, Real
 from decoupled.types import Array, Module
 
 VGG8B = (128, 256, "pool", 256, 512, "pool", 512, "pool", 512, "pool")
@@ -86,7 +87,9 @@ class ConvolutionLayer(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, h: Array, train: bool) -> Array:
+    def __call__(
+        self, h: Real[AnyArray, "batch height width channels"], train: bool
+    ) -> Float[Array, "batch rows columns features"]:
         h = nn.Conv(self.features, (3, 3), dtype=self.dtype)(_halved(h, self.pools))
         h = nn.relu(normalise(self.norm, h, train, self.dtype, self.axis_name))
         return nn.Dropout(self.dropout, deterministic=not train)(h)
@@ -103,7 +106,9 @@ class DenseLayer(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, h: Array, train: bool) -> Array:
+    def __call__(
+        self, h: Real[AnyArray, "batch height width channels"], train: bool
+    ) -> Float[Array, "batch units"]:
         hidden = HiddenLayer(self.width, self.norm, self.dropout, self.dtype, self.axis_name)
         return hidden(_halved(h, self.pools), train)
 
@@ -116,11 +121,11 @@ class PooledOutput(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, h: Array) -> Array:
+    def __call__(self, h: Real[AnyArray, "batch *shape"]) -> Float[Array, "batch outputs"]:
         return OutputLayer(self.num_outputs, self.dtype)(_halved(h, self.pools))
 
 
-def _halved(h: Array, times: int) -> Array:
+def _halved(h: Real[AnyArray, "batch *shape"], times: int) -> Real[AnyArray, "batch *halved"]:
     for _ in range(times):
         h = halved(h)
     return h

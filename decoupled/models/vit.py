@@ -7,6 +7,7 @@ from jax.typing import DTypeLike
 from decoupled.errors import UsageError
 from decoupled.models.transformer import TransformerBlock, check_heads
 from decoupled.modules import from_linen
+from decoupled.shapes import AnyArray, Float, Real
 from decoupled.types import Array, Module
 
 _DRAW_POSITIONS = nn.initializers.normal(0.02)
@@ -61,7 +62,9 @@ class PatchEmbedding(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, h: Array, train: bool) -> Array:
+    def __call__(
+        self, h: Real[AnyArray, "batch height width channels"], train: bool
+    ) -> Float[Array, "batch tokens features"]:
         side = self.patch_size
         if h.shape[1] % side or h.shape[2] % side:
             raise UsageError(
@@ -86,6 +89,6 @@ class TokenOutput(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, h: Array) -> Array:
+    def __call__(self, h: Float[Array, "batch tokens features"]) -> Float[Array, "batch outputs"]:
         h = nn.LayerNorm(dtype=self.dtype)(h)
         return nn.Dense(self.num_outputs, dtype=self.dtype)(h[:, 0] if self.class_token else h.mean(1))

@@ -27,6 +27,7 @@ from decoupled.learning.learner import Learner
 from decoupled.learning.module_update import no_metrics
 from decoupled.learning.state import BoundaryMetrics, LearnerState
 from decoupled.parallel.stages import cut_into_stages, fit_top, join_states, split_state
+from decoupled.shapes import Float, Shaped
 from decoupled.types import Array, Key, PyTree
 from decoupled.weights import mean
 
@@ -120,7 +121,7 @@ def make_mesh(num_stages: int, devices: Sequence[jax.Device] | None = None) -> M
     return Mesh(grid, ("data", "stage"), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
-def mean_loss(losses: Array, output: PyTree, examples: Examples) -> Array:
+def mean_loss(losses: Float[Array, " batch"], output: PyTree, examples: Examples) -> Float[Array, ""]:
     """The default of `measure`."""
     del output
     return mean(losses, examples.weight)
@@ -204,7 +205,11 @@ def make_pipeline(
         return state._replace(stages=tuple(moved))
 
     def tick(
-        state: PipelineState, x: PyTree, y: PyTree, key: Key, weight: Array | None = None
+        state: PipelineState,
+        x: PyTree,
+        y: PyTree,
+        key: Key,
+        weight: Shaped[Array, "*examples"] | None = None,
     ) -> PipelineState:
         x, examples = examples_outside(x, y, weight, learner.rules.batch_axes)
         lowest = state.stages[0]._replace(inbox=send(Batch(state.fed, x, examples, key), 0))
