@@ -36,8 +36,8 @@ def run_asynchronously(
       options: sizes, limits and test hooks.
 
     Raises:
-      UsageError: there are no batches, the chain cannot be cut so, modules are to sit out steps, an option
-        is out of range, or workers cannot import make_learner or the program.
+      UsageError: there are no batches, the chain cannot be cut so, an update probability is below 1, an
+        option is out of range, or workers cannot import make_learner or the program.
       TrainingError: a stage died too often, or the loss is no longer finite.
     """
     iterator = iter(batches)

@@ -141,7 +141,7 @@ def make_pipeline(
 
     Raises:
       UsageError: there are fewer modules than stages, an estimator between stages would have to wait, or
-        modules are to sit out steps.
+        an update probability is below 1.
     """
     learner.must_not_sit_out("a pipeline")
     stages = cut_into_stages(learner.chain, mesh.shape["stage"])

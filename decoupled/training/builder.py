@@ -186,7 +186,7 @@ def make_learner_of(
       UsageError: a field has a value that cannot be; the message names it.
     """
     check(config, _choices())
-    # A module that sits out does not count the step, so its schedule must be as much shorter.
+    # A module that is not updated does not count the step, so its schedule must be as much shorter.
     steps = all_steps * config.update_probability
     skip = config.skip_not_finite
     optimizer = optimizer_of(config, "optimizer", steps)

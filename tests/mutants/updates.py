@@ -150,7 +150,7 @@ MUTANTS = (
         (_LEARNER + "test_true_gradients_give_backprop[0.5-none]",),
     ),
     Mutant(
-        "optimizer state of a module that sits out moves",
+        "optimizer state of a module that is not updated moves",
         _WALK,
         "    return jax.tree.map(lambda n, o: jnp.where(active, n, o), new, old)",
         "    chosen = jax.tree.map(lambda n, o: jnp.where(active, n, o), new, old)\n"
@@ -158,7 +158,7 @@ MUTANTS = (
         _SITS_OUT,
     ),
     Mutant(
-        "estimator below a module that sits out is fitted",
+        "estimator below a module that is not updated is fitted",
         _WALK,
         "estimators[k - 1] = chosen(taking_part, fitted, estimators[k - 1])",
         "estimators[k - 1] = fitted",
