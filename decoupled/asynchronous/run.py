@@ -2,20 +2,19 @@
 
 import itertools
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from decoupled.asynchronous.report import AsyncOptions, AsyncResult
 from decoupled.asynchronous.supervisor import Supervisor
 from decoupled.errors import UsageError
 from decoupled.learning.learner import Learner
 from decoupled.learning.state import LearnerState
-from decoupled.types import Key
+from decoupled.types import Key, PyTree
 
 
 def run_asynchronously(
     make_learner: Callable[[], Learner],
     state: LearnerState,
-    batches: Iterable[tuple[Any, Any]],
+    batches: Iterable[tuple[PyTree, PyTree]],
     key: Key,
     *,
     num_stages: int,

@@ -39,7 +39,7 @@ from decoupled.learning.learner import Learner
 from decoupled.learning.module_update import Rules
 from decoupled.parallel.stages import cut_into_stages, fit_top
 from decoupled.shapes import AnyArray
-from decoupled.types import Array, Key
+from decoupled.types import Array, Key, PyTree
 
 
 class Job(NamedTuple):
@@ -172,7 +172,7 @@ def stage_update(rules: Rules, stage: Chain, key: Key) -> Callable[..., Any]:
     A minibatch's randomness comes from the run's key and its number, as in the training loop's fused step.
     """
 
-    def update(state: ChainState, h: Array, y: Array, number: Array) -> tuple[Any, ...]:
+    def update(state: ChainState, h: Array, y: Array, number: Array) -> tuple[PyTree, ...]:
         _, update_key = jax.random.split(jax.random.fold_in(key, number))
         step = update_chain(rules, stage, state, h, Examples(y), update_key, always=number >= 0)
         loss = None if step.losses is None else jnp.mean(step.losses)

@@ -111,11 +111,11 @@ def boundary(
     @jax.custom_vjp
     def identity(
         est_params: PyTree,
-        tap: Any,
+        tap: AnyArray | None,
         real: PyTree,
-        y: Any,
-        error: Any,
-        weight: Any,
+        y: PyTree,
+        error: PyTree,
+        weight: Array | None,
         use_estimate: Array,
         total: Array,
     ):

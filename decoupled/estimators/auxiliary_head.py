@@ -5,6 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from decoupled.estimators.synthetic_gradient import flatten
 from decoupled.modules.own_layers import own_layers
@@ -81,7 +82,7 @@ def _averaged(
 def _zeros_in_the_last(count: int) -> Callable[..., Array]:
     """A kernel as `nn.Dense` has it by default, but for the last columns."""
 
-    def init(key: Key, shape: tuple[int, int], dtype: Any = jnp.float32) -> Array:
+    def init(key: Key, shape: tuple[int, int], dtype: DTypeLike = jnp.float32) -> Array:
         inputs, outputs = shape
         kernel = nn.initializers.lecun_normal()(key, (inputs, outputs - count), dtype)
         return jnp.concatenate([kernel, jnp.zeros((inputs, count), dtype)], axis=1)

@@ -91,11 +91,13 @@ def solver(
     def beside(descent: optax.GradientTransformation) -> optax.GradientTransformation:
         descend: Any = descent.update  # of dicts, which optax's types do not know
 
-        def init(params: PyTree) -> tuple[Array, Any]:
+        def init(params: PyTree) -> tuple[Array, optax.OptState]:
             _check_precision(params)
             return jnp.zeros((), jnp.int32), descent.init(_descended(params))
 
-        def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
+        def update(
+            updates: PyTree, state: Any, params: PyTree = None
+        ) -> tuple[PyTree, tuple[Array, optax.OptState]]:
             _check_precision(params)
             steps, rest = state
             moved, rest = descend(_descended(updates), rest, _descended(params))

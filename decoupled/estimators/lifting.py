@@ -124,14 +124,16 @@ def _one_each(
     """The optimizers of estimators side by side, each on the parameters of its own."""
 
     def beside(descent: optax.GradientTransformation) -> optax.GradientTransformation:
-        def txs(number: int) -> list[Any]:
+        def txs(number: int) -> list[optax.GradientTransformation]:
             return [e.optimizer(descent) if e.optimizer else descent for e in of([None] * number)]
 
         def init(params: PyTree) -> tuple[optax.OptState, ...]:
             own = _each_part(params)
             return tuple(tx.init(part) for tx, part in zip(txs(len(own)), own, strict=True))
 
-        def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
+        def update(
+            updates: PyTree, state: Any, params: PyTree = None
+        ) -> tuple[PyTree, tuple[optax.OptState, ...]]:
             steps = _each_part(updates)
             own = [None] * len(steps) if params is None else _each_part(params)
             parts = zip(txs(len(steps)), steps, state, own, strict=True)
@@ -146,7 +148,7 @@ def _one_each(
     return beside
 
 
-def _each_part(tree: PyTree) -> list[Any]:
+def _each_part(tree: PyTree) -> list[PyTree]:
     """The parameters of each estimator; NNX makes a dict of a tuple, by place."""
     return [tree[k] for k in sorted(tree)] if isinstance(tree, Mapping) else list(tree)
 

@@ -95,7 +95,9 @@ def mean_teacher(num_classes: int, hidden: Sequence[int] = (512,), decay: float 
         txs: Any = {"descended": descent, "averaged": optax.sgd(1 - decay), "still": optax.set_to_zero()}
         by_kind = optax.partition(txs, kinds)
 
-        def update(updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any) -> Any:
+        def update(
+            updates: PyTree, state: optax.OptState, params: PyTree = None, **extra: Any
+        ) -> tuple[PyTree, optax.OptState]:
             weight = updates["weight"]
             behind = jax.tree.map(lambda summed: mean_of(summed, weight, 0.0), updates["average"])
             return by_kind.update({**updates, "average": behind}, state, params, **extra)

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 from flax import linen as nn
+from flax.linen.module import InterceptorContext
 
 from decoupled.errors import UsageError
 from decoupled.modules.modes import mode_of, unset_argument
@@ -60,7 +61,7 @@ def from_linen(linen_module: nn.Module, name: str = "", rngs: Sequence[str] = ("
     return Module(name, init, apply)
 
 
-def _untold(next_fun: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
+def _untold(next_fun: Callable, args: tuple, kwargs: dict, context: InterceptorContext) -> Any:
     """Names the layer that Flax misses an argument about training of."""
     try:
         return next_fun(*args, **kwargs)

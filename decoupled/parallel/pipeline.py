@@ -12,7 +12,7 @@ program for all devices (`shard_map` and `ppermute`) would need.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -97,7 +97,7 @@ class Pipeline(NamedTuple):
       stages: the pieces of the chain.
     """
 
-    start: Callable[[LearnerState, Any, Any], PipelineState]
+    start: Callable[[LearnerState, PyTree, PyTree], PipelineState]
     tick: Callable[..., PipelineState]
     drain: Callable[[PipelineState], PipelineState]
     join: Callable[[PipelineState], LearnerState]
@@ -128,7 +128,7 @@ def mean_loss(losses: Float[Array, " batch"], output: PyTree, examples: Examples
 
 
 def make_pipeline(
-    learner: Learner, mesh: Mesh, measure: Callable[[Array, Any, Examples], PyTree] = mean_loss
+    learner: Learner, mesh: Mesh, measure: Callable[[Array, PyTree, Examples], PyTree] = mean_loss
 ) -> Pipeline:
     """Cuts a learner's chain into as many stages as the mesh has.
 
@@ -241,7 +241,7 @@ def _stage_update(learner: Learner, stage: Chain, measure: Callable | None) -> C
 
     def update(
         chain: ChainState, totals: StageTotals, h: PyTree, examples: Examples, key: Key, number: Array
-    ) -> Any:
+    ) -> tuple[ChainState, StageTotals, PyTree, PyTree]:
         result = update_chain(learner.rules, stage, chain, h, examples, key, always=number >= 0)
         new = StageTotals(measure and measure(result.losses, result.h_out, examples), result.boundaries)
         return result.state, _add(totals, new), result.h_out, result.grad_h_in
@@ -252,7 +252,9 @@ def _stage_update(learner: Learner, stage: Chain, measure: Callable | None) -> C
 def _stage_fit(learner: Learner, stage: Chain) -> Callable:
     """(chain, totals, h, examples, target) -> (chain, totals): fits the top estimator, jitted, in place."""
 
-    def fit(chain: ChainState, totals: StageTotals, h: PyTree, examples: Examples, target: PyTree) -> Any:
+    def fit(
+        chain: ChainState, totals: StageTotals, h: PyTree, examples: Examples, target: PyTree
+    ) -> tuple[ChainState, StageTotals]:
         chain, metrics = fit_top(learner.rules, stage, chain, h, examples, target)
         others = (None,) * (len(stage.estimators) - 1)
         return chain, _add(totals, StageTotals(None, (*others, metrics)))
@@ -268,7 +270,7 @@ def _zero_totals(stage: Chain, measured: PyTree) -> StageTotals:
 def _add(totals: StageTotals, new: StageTotals) -> StageTotals:
     """Sums of what is there on both sides; what is on one side only stays as it is."""
 
-    def add(a: Any, b: Any) -> Any:
+    def add(a: PyTree, b: PyTree) -> PyTree:
         if a is None or b is None:
             return b if a is None else a
         return jax.tree.map(jnp.add, a, b)

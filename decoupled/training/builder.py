@@ -27,6 +27,7 @@ from decoupled.modules.backward_rules import (
     sign_symmetric,
     with_backward_rule,
 )
+from decoupled.shapes import AnyArray
 from decoupled.training import parallel, staged
 from decoupled.training.average import averaged
 from decoupled.training.config_checks import check, options_of, own_names
@@ -294,7 +295,7 @@ def _told_of_objectives(config: ml_collections.ConfigDict, metric: Metric) -> di
     return told
 
 
-def _rehearse(learner: Learner, metric: Metric, x: Any, y: Any, whole: bool) -> None:
+def _rehearse(learner: Learner, metric: Metric, x: AnyArray, y: AnyArray, whole: bool) -> None:
     """Shapes alone, of the start and of a forward pass in training: what does not fit says so.
 
     Args:

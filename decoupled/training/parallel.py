@@ -8,7 +8,6 @@ estimator, and the similarity loss, which compares the examples of one device.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
@@ -23,7 +22,7 @@ from decoupled.shapes import Integer, Shaped
 from decoupled.training.execution import Execution
 from decoupled.training.objectives import Metric
 from decoupled.training.step import advance, prepare, train_step
-from decoupled.types import Array
+from decoupled.types import Array, PyTree
 
 AXIS = "data"
 
@@ -87,11 +86,13 @@ def by_pmap(learner: Learner, preprocess: Preprocess, metric: Metric, mesh: Mesh
         donate_argnums=(0, 1),
     )
 
-    def compile_step(state: Any, totals: Any, images: Array, labels: Array, key: Array) -> Callable:
+    def compile_step(state: PyTree, totals: PyTree, images: Array, labels: Array, key: Array) -> Callable:
         first = split_inputs.lower(state.step, images, labels, key).compile()
         second = update.lower(state, totals, *first(state.step, images, labels, key)).compile()
 
-        def step(state: Any, totals: Any, images: Array, labels: Array, key: Array) -> tuple[Any, Any]:
+        def step(
+            state: PyTree, totals: PyTree, images: Array, labels: Array, key: Array
+        ) -> tuple[PyTree, PyTree]:
             return second(state, totals, *first(state.step, images, labels, key))
 
         return step
