@@ -27,7 +27,6 @@ from decoupled.modules.backward_rules import (
     sign_symmetric,
     with_backward_rule,
 )
-from decoupled.shapes import AnyArray
 from decoupled.training import parallel, staged
 from decoupled.training.average import averaged
 from decoupled.training.config_checks import check, options_of, own_names
@@ -39,7 +38,7 @@ from decoupled.training.objectives import LOSSES, METRICS, Metric, checked_score
 from decoupled.training.optimizers import OPTIMIZERS, optimizer_of
 from decoupled.training.own_names import call, find, find_function, is_own, theirs_if_so
 from decoupled.training.schedules import SCHEDULES
-from decoupled.types import Array, Estimator, Key, Loss, Module
+from decoupled.types import Array, Estimator, Key, Loss, Module, PyTree
 
 with extra("train"):
     import ml_collections
@@ -295,7 +294,7 @@ def _told_of_objectives(config: ml_collections.ConfigDict, metric: Metric) -> di
     return told
 
 
-def _rehearse(learner: Learner, metric: Metric, x: AnyArray, y: AnyArray, whole: bool) -> None:
+def _rehearse(learner: Learner, metric: Metric, x: PyTree, y: PyTree, whole: bool) -> None:
     """Shapes alone, of the start and of a forward pass in training: what does not fit says so.
 
     Args:
