@@ -11,7 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from decoupled.types import Array, PyTree
+from decoupled.shapes import AnyArray, Float
+from decoupled.types import PyTree
 
 
 def real_part(h: PyTree) -> PyTree:
@@ -31,7 +32,7 @@ def per_example(tree: PyTree, batch_axes: int) -> PyTree:
     if batch_axes == 1:
         return tree
 
-    def flatten(leaf: Array) -> Array:
+    def flatten(leaf: AnyArray) -> AnyArray:
         return leaf.reshape(math.prod(leaf.shape[:batch_axes]), *leaf.shape[batch_axes:])
 
     return jax.tree.map(flatten, tree)
@@ -42,8 +43,8 @@ def like(tree: PyTree, shapes: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf, other: leaf.reshape(other.shape), tree, shapes)
 
 
-def joined_rows(tree: PyTree) -> Array:
-    """All leaves of real numbers as one array: (batch, features); one that is alone stays as it is."""
+def joined_rows(tree: PyTree) -> Float[AnyArray, "batch *features"]:
+    """All leaves of real numbers as one array, (batch, features); one that is alone stays as it is."""
     leaves = jax.tree.leaves(tree)
     if len(leaves) == 1:
         return leaves[0]

@@ -8,18 +8,17 @@ from decoupled import weights
 from decoupled.errors import UsageError
 from decoupled.leaves import real_part, with_real_part
 from decoupled.precision import at_least_float32
+from decoupled.shapes import AnyArray, Float, Integer, Shaped
 from decoupled.types import Array, Loss, PyTree
 
 
-def softmax_cross_entropy(logits: Array, labels: Array) -> Array:
+def softmax_cross_entropy(
+    logits: Float[AnyArray, "batch classes"], labels: Integer[AnyArray, " batch"]
+) -> Float[Array, " batch"]:
     """Log loss of integer classes, in nats.
 
-    Args:
-      logits: (batch, classes).
-      labels: (batch,), integers.
-
     Returns:
-      (batch,), float32, or float64 if the logits are.
+      float32, or float64 if the logits are.
     """
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
         raise UsageError(
@@ -34,15 +33,13 @@ def softmax_cross_entropy(logits: Array, labels: Array) -> Array:
     return optax.softmax_cross_entropy_with_integer_labels(at_least_float32(logits), labels)
 
 
-def squared_error(output: Array, targets: Array) -> Array:
+def squared_error(
+    output: Float[AnyArray, "batch *shape"], targets: Shaped[AnyArray, "batch *shape"]
+) -> Float[Array, " batch"]:
     """Half the squared distance, so that dL/d(output) = output - targets.
 
-    Args:
-      output: (batch, ...).
-      targets: shape of `output`.
-
     Returns:
-      (batch,), float32, or float64 if the output is.
+      float32, or float64 if the output is.
     """
     if output.shape != targets.shape:
         raise UsageError(
@@ -53,7 +50,7 @@ def squared_error(output: Array, targets: Array) -> Array:
     return 0.5 * jnp.sum(jnp.square(difference), axis=tuple(range(1, output.ndim)))
 
 
-def checked_losses(losses: Array, output: PyTree) -> Array:
+def checked_losses(losses: Float[Array, " batch"], output: PyTree) -> Float[Array, " batch"]:
     """The losses as they are, if there is one an example; a mean of them would have their gradients' scale.
 
     Args:
@@ -74,18 +71,18 @@ def checked_losses(losses: Array, output: PyTree) -> Array:
 
 
 def output_error(
-    loss: Loss, output: PyTree, y: PyTree, weight: Array | None = None
-) -> tuple[Array, PyTree]:
+    loss: Loss, output: PyTree, y: PyTree, weight: Shaped[AnyArray, " batch"] | None = None
+) -> tuple[Float[Array, " batch"], PyTree]:
     """The losses, and the gradient that starts every backward pass: dL/d(output) of each example.
 
     Args:
       loss: (output, y) -> (batch,).
       output: of the network; one array (batch, ...), or a pytree of such arrays.
       y: what the loss compares it with, (batch, ...).
-      weight: of each example, (batch,); None: all count alike. The error of one that does not count is 0.
+      weight: of each example; None: all count alike. The error of one that does not count is 0.
 
     Returns:
-      losses, (batch,), and error: shape of `output`, or of its real-valued leaves where there are others.
+      losses, and error: shape of `output`, or of its real-valued leaves where there are others.
 
     Raises:
       UsageError: the output holds no real numbers, or the loss does not give one number an example.

@@ -2,9 +2,9 @@
 
 import jax.numpy as jnp
 
-from decoupled.types import Array
+from decoupled.shapes import AnyArray, Array, Float, Shaped
 
 
-def at_least_float32(a: Array) -> Array:
+def at_least_float32(a: Shaped[AnyArray, "*shape"]) -> Float[Array, "*shape"]:
     """An array for sums over many small numbers, which bfloat16 cannot hold; float64 stays."""
-    return a.astype(jnp.promote_types(a.dtype, jnp.float32))
+    return jnp.asarray(a).astype(jnp.promote_types(a.dtype, jnp.float32))

@@ -120,7 +120,6 @@ class Estimator(NamedTuple):
       reads: what `estimate` needs beyond (h, y).
       optimizer: from the user's choice, which moves what is descended, makes what turns est_gradient
         into an update; None: the user's choice does.
-      form: of the estimate, as a formula for tables.
       sees_y: False where neither estimating nor training looks at y, which may then be None.
       own_loss: True where `training_gradient` descends a loss of its own and ignores `target`;
         False where it descends the SG loss.
@@ -136,7 +135,6 @@ class Estimator(NamedTuple):
     training_gradient: Callable[..., tuple[Array, PyTree]] | None
     reads: Reads = Reads.NOTHING
     optimizer: Callable[[optax.GradientTransformation], optax.GradientTransformation] | None = None
-    form: str = ""
     sees_y: bool = True
     own_loss: bool = False
     y_in_fit_alone: bool = False

@@ -41,6 +41,7 @@ from decoupled.training.step import alignment_step, evaluator, no_totals, train_
 from decoupled.training.workdir import write_whole
 from decoupled.types import PyTree
 from experiments.compare_page import render
+from experiments.forms import form_of
 
 # Of the comparison, where a run has a seed.
 _OWN_FIELDS = {"seeds", "methods", "timing_turns"}
@@ -98,12 +99,17 @@ def sized(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def job_of(config: ConfigDict, options: dict[str, Any]) -> Job:
-    """What a row trains."""
+def config_of(config: ConfigDict, options: dict[str, Any]) -> ConfigDict:
+    """That of a row's runs."""
     fields = {name: value for name, value in config.to_dict().items() if name not in _OWN_FIELDS}
     config = ConfigDict({**fields, "seed": 0})  # the seeds are given to `train`
     config.update_from_flattened_dict(options)
-    return build(config)
+    return config
+
+
+def job_of(config: ConfigDict, options: dict[str, Any]) -> Job:
+    """What a row trains."""
+    return build(config_of(config, options))
 
 
 def over_seeds(step, vectorised: bool):
@@ -190,17 +196,12 @@ def step_times(jobs: dict[str, Job], turns: int) -> dict[str, float]:
     return {name: median_ratio(seconds, name, "backprop") for name in jobs}
 
 
-def declared(job: Job) -> dict[str, Any]:
-    """What the table says of a method before anything is measured."""
+def declared(config: ConfigDict, options: dict[str, Any], job: Job) -> dict[str, Any]:
+    """What the table says of a row before anything is measured."""
     spec = job.learner.estimators[0]
-    rule, trained = job.description["backward_rule"], spec.training_gradient is not None
-    form = {
-        "exact": spec.form,
-        "feedback_alignment": "dL/dh, by B for W",
-        "sign_symmetric": "dL/dh, by sign(W)|B|",
-    }
+    trained = spec.training_gradient is not None
     return {
-        "form": form[rule],
+        "form": form_of(config_of(config, options)),
         "trained": trained,
         "target": ("own loss" if spec.own_loss else "gradient from above") if trained else None,
         "estimate_sees_labels": "y" in spec.estimate_sees,
@@ -246,7 +247,8 @@ def compare(config: ConfigDict, out: Path) -> None:
     for name, job in jobs.items():
         start = time.monotonic()
         measured = train(job, config.seeds, vectorised=None if config.timing_turns else True)
-        row = {"name": name, **declared(job), **measured, "step_time": None, "options": chosen[name]}
+        told = declared(config, chosen[name], job)
+        row = {"name": name, **told, **measured, "step_time": None, "options": chosen[name]}
         result["rows"].append({**row, "seconds": round(time.monotonic() - start, 1)})
         write(out, result)  # What an interrupted comparison has measured is kept.
         logging.info("%-28s test accuracy %.2f %%", name, 100 * np.mean(measured["test_accuracy"]))

@@ -51,7 +51,8 @@ def measure(size: Size) -> Finding:
     rows = []
     for name, options in chosen_rows(config.methods).items():
         job = job_of(config, options)
-        rows.append({"name": name, **declared(job), **train(job, config.seeds, vectorised=True)})
+        told = declared(config, options, job)
+        rows.append({"name": name, **told, **train(job, config.seeds, vectorised=True)})
     boundaries = job.learner.chain.names[:-1]
     return Finding(
         [*_special_cases(), *_teaching(rows)],

@@ -20,6 +20,10 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as `command_line` has it
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from tests.signatures import check_all  # noqa: E402
+
+check_all()
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 

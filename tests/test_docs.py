@@ -172,7 +172,7 @@ def test_methods_table_has_every_method_and_what_it_waits_for():
     table, config = methods_table(), compare.sized(compare_config.get_config())
     assert table.keys() == compare.all_rows().keys()
     for name, options in compare.all_rows().items():
-        told = compare.declared(compare.job_of(config, options))
+        told = compare.declared(config, options, compare.job_of(config, options))
         waits = "the output error" if told["locks"]["update"] else "nothing"
         waits = "the module above" if told["locks"]["backward"] else waits
         assert table[name][:2] == [told["form"].replace("|", "\\|"), waits]

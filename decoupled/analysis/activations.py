@@ -4,10 +4,13 @@ import jax
 
 from decoupled.learning.learner import Learner
 from decoupled.learning.state import LearnerState
+from decoupled.shapes import AnyArray, Shaped
 from decoupled.types import Array
 
 
-def activations(learner: Learner, state: LearnerState, x: Array) -> tuple[Array, ...]:
+def activations(
+    learner: Learner, state: LearnerState, x: Shaped[AnyArray, "examples *shape"]
+) -> tuple[Shaped[Array, "examples ..."], ...]:
     """The output of every module, in evaluation mode; the last is the network's.
 
     Layers inside one module stay unseen: cut the network after each layer that is to be looked at
@@ -16,10 +19,10 @@ def activations(learner: Learner, state: LearnerState, x: Array) -> tuple[Array,
     Args:
       learner: whose modules are run, those of stacks one by one.
       state: not changed; where many are stacked, `vmap`.
-      x: inputs, (examples, ...).
+      x: inputs.
 
     Returns:
-      One array a module, (examples, ...).
+      One array a module.
     """
     found = []
     for module, own in zip(learner.modules, learner.unstack(state).modules, strict=True):

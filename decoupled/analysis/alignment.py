@@ -12,7 +12,8 @@ from decoupled.learning.learner import Learner
 from decoupled.learning.state import LearnerState
 from decoupled.losses import output_error
 from decoupled.precision import at_least_float32
-from decoupled.types import Array, Key, Module
+from decoupled.shapes import AnyArray, Float, Shaped
+from decoupled.types import Array, Key, Module, PyTree
 
 
 class BoundaryGradients(NamedTuple):
@@ -28,20 +29,20 @@ class BoundaryGradients(NamedTuple):
 
 
 def boundary_gradients(
-    learner: Learner, state: LearnerState, x: Array, y: Array, key: Key
+    learner: Learner, state: LearnerState, x: Shaped[AnyArray, "batch *shape"], y: PyTree, key: Key
 ) -> BoundaryGradients:
     """The true and the estimated gradient at every boundary, for the batch an `update` would see.
 
     Args:
       learner: its modules run in training mode, as in `learner.update(state, x, y, key)`.
       state: not changed.
-      x, y: a batch.
+      x, y: a batch; y leads with the same examples.
       key: as given to `update`, so that dropout falls alike.
     """
 
     state = learner.unstack(state)
 
-    def run(i: int, module: Module) -> Callable[[Array], Array]:
+    def run(i: int, module: Module) -> Callable[[AnyArray], Array]:
         part_key = jax.random.fold_in(key, i)
         return lambda h: module.apply(*state.modules[i][:2], h, part_key, True)[0]
 
@@ -68,30 +69,32 @@ def boundary_gradients(
     return BoundaryGradients(tuple(reversed(true)), tuple(reversed(estimated)))
 
 
-def cosine(a: Array, b: Array) -> Array:
+def cosine(a: Float[AnyArray, "*shape"], b: Float[AnyArray, "*shape"]) -> Float[Array, ""]:
     """Cosine of the angle between two arrays taken as one vector each; 0 where either is zero.
 
     Args:
-      a, b: of one shape; here gradients of a whole batch, (batch, ...).
+      a, b: here gradients of a whole batch, (batch, ...).
 
     Returns:
-      A scalar in [-1, 1].
+      In [-1, 1].
     """
     chex.assert_equal_shape([a, b])
     return jnp.vdot(unit_length(a), unit_length(b))
 
 
-def sign_agreement(estimated: Array, true: Array) -> Array:
+def sign_agreement(
+    estimated: Float[AnyArray, "*shape"], true: Float[AnyArray, "*shape"]
+) -> Float[Array, ""]:
     """Fraction of the true gradient's nonzero entries whose sign the estimate has.
 
     Entries with a true gradient of zero have no sign to agree with and are left out; an estimate of
     zero agrees with none. A random guess reaches a half.
 
     Args:
-      estimated, true: of one shape; here gradients of a whole batch, (batch, ...).
+      estimated, true: here gradients of a whole batch, (batch, ...).
 
     Returns:
-      A scalar in [0, 1]; 0 where the true gradient is zero throughout.
+      In [0, 1]; 0 where the true gradient is zero throughout.
     """
     chex.assert_equal_shape([estimated, true])
     counted = true != 0
@@ -99,35 +102,35 @@ def sign_agreement(estimated: Array, true: Array) -> Array:
     return jnp.sum(agree) / jnp.maximum(jnp.sum(counted), 1)
 
 
-def norm_ratio(estimated: Array, true: Array) -> Array:
+def norm_ratio(estimated: Float[AnyArray, "*shape"], true: Float[AnyArray, "*shape"]) -> Float[Array, ""]:
     """Length of the estimate relative to the true gradient's, each taken as one vector: 1 is right.
 
     Args:
-      estimated, true: of one shape; here gradients of a whole batch, (batch, ...).
+      estimated, true: here gradients of a whole batch, (batch, ...).
 
     Returns:
-      A scalar, at least 0; 1 where both are zero, infinite where only the true gradient is.
+      At least 0; 1 where both are zero, infinite where only the true gradient is.
     """
     chex.assert_equal_shape([estimated, true])
     return _quotient(length(estimated), length(true))
 
 
-def r_squared(estimated: Array, true: Array) -> Array:
+def r_squared(estimated: Float[AnyArray, "*shape"], true: Float[AnyArray, "*shape"]) -> Float[Array, ""]:
     """R² of the estimate against the zero estimate: 1 - |estimated - true|² / |true|².
 
     Below 0 the estimate is worse than none. Unlike the cosine it also asks for the right length.
 
     Args:
-      estimated, true: of one shape; here gradients of a whole batch, (batch, ...).
+      estimated, true: here gradients of a whole batch, (batch, ...).
 
     Returns:
-      A scalar, at most 1; where the true gradient is zero 0 if the estimate is too, else minus infinity.
+      At most 1; where the true gradient is zero 0 if the estimate is too, else minus infinity.
     """
     chex.assert_equal_shape([estimated, true])
     difference = at_least_float32(estimated) - at_least_float32(true)
     return 1 - jnp.square(_quotient(length(difference), length(true)))
 
 
-def _quotient(a: Array, b: Array) -> Array:
+def _quotient(a: Float[Array, ""], b: Float[Array, ""]) -> Float[Array, ""]:
     """a / b of numbers from 0; 1 where both are zero, infinite where only b is."""
     return jnp.where(b == 0, jnp.where(a == 0, 1.0, a + jnp.inf), a / jnp.where(b == 0, 1.0, b))

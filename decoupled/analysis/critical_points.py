@@ -17,6 +17,7 @@ from decoupled.learning.learner import Learner
 from decoupled.learning.module_update import forward
 from decoupled.learning.state import LearnerState
 from decoupled.losses import output_error
+from decoupled.shapes import AnyArray, Shaped
 from decoupled.types import Array, Estimator, Key, PyTree
 
 
@@ -43,13 +44,15 @@ class CriticalPoint(NamedTuple):
         return functools.reduce(jnp.maximum, (self.above, *self.below, *self.fit))
 
 
-def critical_point(learner: Learner, state: LearnerState, x: Array, y: Array, key: Key) -> CriticalPoint:
+def critical_point(
+    learner: Learner, state: LearnerState, x: Shaped[AnyArray, "batch *shape"], y: PyTree, key: Key
+) -> CriticalPoint:
     """Measures the conditions on one set of examples.
 
     Args:
       learner: modules run in training mode, as in `learner.update(state, x, y, key)`.
       state: not changed.
-      x, y: the examples, (batch, ...) each.
+      x, y: the examples; y leads with the same ones.
       key: as given to `update`.
 
     References:
@@ -90,7 +93,7 @@ def critical_point(learner: Learner, state: LearnerState, x: Array, y: Array, ke
 
 
 def _fit_gradient(
-    estimator: Estimator, est_params: PyTree, h: Array, y: Array, target: Array, signal: Array | None
+    estimator: Estimator, est_params: PyTree, h: Array, y: PyTree, target: Array, signal: Array | None
 ) -> PyTree:
     if estimator.training_gradient is None:
         return jnp.zeros(())

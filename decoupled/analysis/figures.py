@@ -13,6 +13,7 @@ from decoupled.errors import UsageError
 from decoupled.extras import extra
 from decoupled.learning.learner import Learner
 from decoupled.learning.state import LearnerState
+from decoupled.shapes import AnyArray, Shaped
 from decoupled.types import Array, Key
 
 with extra("analysis"):
@@ -22,13 +23,19 @@ _MOST_COLUMNS = 6  # more matrices side by side are too small to be read
 _MOST_EXAMPLES = 100  # of an RDM, where each is a row of pixels
 
 
-def all_figures(learner: Learner, state: LearnerState, x: Array, y: Array, key: Key) -> dict[str, Figure]:
+def all_figures(
+    learner: Learner,
+    state: LearnerState,
+    x: Shaped[AnyArray, "n *shape"],
+    y: Shaped[AnyArray, "n ..."],
+    key: Key,
+) -> dict[str, Figure]:
     """Every figure below, by its title; without those that show classes, where y is none.
 
     Args:
       learner, state: a trained network; layers inside one module are not seen one by one.
-      x: examples that it was not trained on, (n, ...): about a thousand.
-      y: their integer labels, (n,); or what else the network was trained to tell of them.
+      x: examples that it was not trained on: about a thousand.
+      y: their integer labels; or what else the network was trained to tell of them.
       key: chooses examples, and is given to modules in training mode.
     """
     found = {}
@@ -41,7 +48,13 @@ def all_figures(learner: Learner, state: LearnerState, x: Array, y: Array, key: 
     return found
 
 
-def dissimilarity_figure(learner: Learner, state: LearnerState, x: Array, y: Array, key: Key) -> Figure:
+def dissimilarity_figure(
+    learner: Learner,
+    state: LearnerState,
+    x: Shaped[AnyArray, "n *shape"],
+    y: Shaped[AnyArray, "n ..."],
+    key: Key,
+) -> Figure:
     """RDMs of up to six modules, of up to 100 examples drawn with `key` and ordered by label."""
     chosen = jax.random.permutation(key, x.shape[0])[:_MOST_EXAMPLES]
     chosen = chosen[label_order(y[chosen])]
@@ -53,7 +66,13 @@ def dissimilarity_figure(learner: Learner, state: LearnerState, x: Array, y: Arr
     return draw_matrices({"": matrices}, names, "1 - correlation", across=across, limits=(0.0, 1.2))
 
 
-def probe_figure(learner: Learner, state: LearnerState, x: Array, y: Array, key: Key) -> Figure:
+def probe_figure(
+    learner: Learner,
+    state: LearnerState,
+    x: Shaped[AnyArray, "n *shape"],
+    y: Shaped[AnyArray, "n ..."],
+    key: Key,
+) -> Figure:
     """Probe accuracy of the input and of every module: fitted on one half of x, measured on the other."""
     fitted, held_out = jnp.array_split(jax.random.permutation(key, x.shape[0]), 2)
     layers = [x, *_activations(learner, state, x)]
@@ -64,7 +83,10 @@ def probe_figure(learner: Learner, state: LearnerState, x: Array, y: Array, key:
 
 
 def cka_figure(
-    learner: Learner, state: LearnerState, x: Array, other: LearnerState | None = None
+    learner: Learner,
+    state: LearnerState,
+    x: Shaped[AnyArray, "n *shape"],
+    other: LearnerState | None = None,
 ) -> Figure:
     """CKA of every module with every one of the same network, or of another in the state `other`."""
     own = _activations(learner, state, x)
@@ -75,7 +97,13 @@ def cka_figure(
     return draw_matrices({"": [matrix]}, [""], "linear CKA", across=across)
 
 
-def alignment_figure(learner: Learner, state: LearnerState, x: Array, y: Array, key: Key) -> Figure:
+def alignment_figure(
+    learner: Learner,
+    state: LearnerState,
+    x: Shaped[AnyArray, "n *shape"],
+    y: Shaped[AnyArray, "n ..."],
+    key: Key,
+) -> Figure:
     """How the gradient that each boundary hands down compares with the true one, over the batch x.
 
     Raises:
@@ -98,5 +126,7 @@ def alignment_figure(learner: Learner, state: LearnerState, x: Array, y: Array, 
     return draw_by_layer(panels, positions, "boundary (after module)")
 
 
-def _activations(learner: Learner, state: LearnerState, x: Array) -> tuple[Array, ...]:
+def _activations(
+    learner: Learner, state: LearnerState, x: Shaped[AnyArray, "n *shape"]
+) -> tuple[Array, ...]:
     return jax.jit(lambda state, x: activations(learner, state, x))(state, x)

@@ -14,18 +14,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from decoupled.estimators.synthetic_gradient import flatten
+from decoupled.shapes import Float
 from decoupled.types import Array, PyTree
 
 # (est_params, h, y, signal) -> grad_h_hat: that of an `Estimator` which reads nothing beyond (h, y).
-Estimate: TypeAlias = Callable[[PyTree, Array, Array, Array | None], Array]
+Estimate: TypeAlias = Callable[[PyTree, Array, PyTree, None], Array]
 
 # Halvings of a bracket: enough for double precision.
 _HALVINGS = 60
 
 
 def line_integral(
-    estimate: Estimate, est_params: PyTree, start: Array, end: Array, y: Array, nodes: int = 64
-) -> Array:
+    estimate: Estimate,
+    est_params: PyTree,
+    start: Float[Array, "batch *features"],
+    end: Float[Array, "batch *features"],
+    y: PyTree,
+    nodes: int = 64,
+) -> Float[Array, " batch"]:
     """By how much the implicit loss rises on the straight line from one activation to another.
 
     Where h is more than one number the SG need not be the gradient of any loss: another path between the
@@ -34,18 +40,18 @@ def line_integral(
     Args:
       estimate: of the estimator.
       est_params: its parameters.
-      start, end: activations, (batch, ...), of a floating dtype.
+      start, end: activations.
       y: context, (batch, ...), the same all along the line.
       nodes: of Gauss-Legendre quadrature, exact where the SG is a polynomial in h of degree 2 nodes - 1.
 
     Returns:
-      (batch,), in units of the loss.
+      In units of the loss.
     """
     chex.assert_equal_shape([start, end])
     places, weights = np.polynomial.legendre.leggauss(nodes)
     way = end - start
 
-    def slope(place: Array) -> Array:
+    def slope(place: Float[Array, ""]) -> Float[Array, " batch"]:
         grad_h_hat = estimate(est_params, start + place * way, y, None)
         return jnp.sum(flatten(grad_h_hat) * flatten(way), axis=1)
 
@@ -54,8 +60,13 @@ def line_integral(
 
 
 def implicit_loss(
-    estimate: Estimate, est_params: PyTree, h: Array, y: Array, low: float, high: float
-) -> Array:
+    estimate: Estimate,
+    est_params: PyTree,
+    h: Float[Array, "batch 1"],
+    y: PyTree,
+    low: float,
+    high: float,
+) -> Float[Array, " batch"]:
     """The loss whose gradient by a scalar activation is the SG, zero where it is lowest.
 
     Its lowest point is looked for by bisection between `low` and `high`. An SG that rises with h has one;
@@ -64,12 +75,12 @@ def implicit_loss(
     Args:
       estimate: of the estimator.
       est_params: its parameters.
-      h: (batch, 1), one number an example.
+      h: one number an example.
       y: context, (batch, ...).
       low, high: the bracket, in units of h.
 
     Returns:
-      (batch,), in units of the loss.
+      In units of the loss.
 
     References:
       U17, section 4.1: implicit losses by integrating the SG over the prediction.
@@ -83,17 +94,19 @@ def implicit_loss(
     return line_integral(estimate, est_params, lowest, h, y)
 
 
-def implicit_prediction(estimate: Estimate, est_params: PyTree, h: Array, low: float, high: float) -> Array:
+def implicit_prediction(
+    estimate: Estimate, est_params: PyTree, h: Float[Array, "batch 1"], low: float, high: float
+) -> Float[Array, "batch 1"]:
     """The label at which the SG vanishes, given a scalar activation: with it, h would need no change.
 
     Args:
       estimate: of the estimator, whose context must take labels between the true ones (as `as_given` does).
       est_params: its parameters.
-      h: (batch, 1), one number an example.
+      h: one number an example.
       low, high: between which labels to look, by bisection.
 
     Returns:
-      (batch, 1), in units of y; NaN where the SG has the same sign (or none) at both ends.
+      In units of y; NaN where the SG has the same sign (or none) at both ends.
 
     References:
       U17, section 4.1.
@@ -109,7 +122,9 @@ def implicit_prediction(estimate: Estimate, est_params: PyTree, h: Array, low: f
     return jnp.where(bracketed, _bisect(before_root, lows, highs), jnp.nan)
 
 
-def linear_implicit_prediction(est_params: PyTree, h: Array) -> Array:
+def linear_implicit_prediction(
+    est_params: PyTree, h: Float[Array, "batch *features"]
+) -> Float[Array, "batch context"]:
     """The label at which a linear SG, hA + yB + c, vanishes or is smallest, in closed form.
 
     Above a linear network with a squared error, SG(h, y) = (f(h) - y) M' where f(h) is the network's output
@@ -118,10 +133,10 @@ def linear_implicit_prediction(est_params: PyTree, h: Array) -> Array:
     Args:
       est_params: of `estimators.linear` with the context `as_given`: A (features, features), B (context,
         features) and c (features,).
-      h: (batch, ...), flattened to (batch, features).
+      h: flattened to (batch, features).
 
     Returns:
-      (batch, context): least squares; the label of least norm where several do as well.
+      Least squares; the label of least norm where several do as well.
 
     References:
       U17, section 4.1.
@@ -130,7 +145,9 @@ def linear_implicit_prediction(est_params: PyTree, h: Array) -> Array:
     return -jnp.linalg.lstsq(est_params["B"].T, rest.T)[0].T
 
 
-def _bisect(before: Callable[[Array], Array], low: Array, high: Array) -> Array:
+def _bisect(
+    before: Callable[[Array], Array], low: Float[Array, "*shape"], high: Float[Array, "*shape"]
+) -> Float[Array, "*shape"]:
     """Where `before` turns false, between `low` and `high`; one place an element."""
 
     def halve(_: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:

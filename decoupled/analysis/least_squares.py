@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from decoupled.estimators.synthetic_gradient import flatten, power, sg_loss
+from decoupled.shapes import AnyArray, Float, Shaped
 from decoupled.types import Array, PyTree
 
 
@@ -30,15 +31,19 @@ class LinearFit(NamedTuple):
     r2: Array
 
 
-def best_linear(h: Array, target: Array, context: Array | None = None) -> LinearFit:
+def best_linear(
+    h: Float[AnyArray, "batch *features"],
+    target: Float[AnyArray, "batch *features"],
+    context: Shaped[AnyArray, "batch context"] | None = None,
+) -> LinearFit:
     """K = argmin mean |(h, context, 1) K - target|^2, of least norm where that leaves a choice.
 
     The rank of (h, context, 1) is judged in the precision of h: use float64 where exactness matters.
 
     Args:
-      h: (batch, ...), flattened to (batch, features).
-      target: per-example gradients, shape of h.
-      context: of y, (batch, context_features); None for an SG that does not see y.
+      h: flattened to (batch, features).
+      target: per-example gradients.
+      context: of y; None for an SG that does not see y.
 
     Returns:
       The fit; all scalars are means over the examples.
@@ -52,7 +57,7 @@ def best_linear(h: Array, target: Array, context: Array | None = None) -> Linear
     parts = [h, jnp.ones((h.shape[0], 1), h.dtype)]
     if context is not None:
         chex.assert_shape(context, (h.shape[0], None))
-        parts.append(context.astype(h.dtype))
+        parts.append(jnp.asarray(context, h.dtype))
     inputs = jnp.concatenate(parts, axis=1)
     K = jnp.linalg.lstsq(inputs, target)[0]
     params = {"A": K[:width], "c": K[width]}
@@ -64,8 +69,11 @@ def best_linear(h: Array, target: Array, context: Array | None = None) -> Linear
 
 
 def line_search(
-    estimate: Callable[[PyTree], Array], est_params: PyTree, direction: PyTree, target: Array
-) -> Array:
+    estimate: Callable[[PyTree], Array],
+    est_params: PyTree,
+    direction: PyTree,
+    target: Float[AnyArray, "batch *features"],
+) -> Float[Array, ""]:
     """The s that minimises the SG loss of est_params + s direction; exact where the estimate is affine.
 
     Args:
@@ -73,10 +81,10 @@ def line_search(
         taken as if it were (a Gauss-Newton step).
       est_params: where the search starts.
       direction: structure of est_params; minus the gradient of the SG loss, for a descent.
-      target: per-example gradients, (batch, ...).
+      target: per-example gradients.
 
     Returns:
-      s, a scalar; 0 where the direction does not change the estimate.
+      s; 0 where the direction does not change the estimate.
 
     References:
       U17, theorem 1: the learning rate of the SG is chosen by line search.

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from decoupled.extras import extra
-from decoupled.types import Array
+from decoupled.shapes import AnyArray, Float, Integer, Real
 
 with extra("analysis"):
     from sklearn.linear_model import LogisticRegression
@@ -26,12 +26,12 @@ class Labelled(NamedTuple):
     """Activations with labels.
 
     Attributes:
-      h: of one layer, (n, ...).
-      y: (n,), integers.
+      h: of one layer.
+      y: integers.
     """
 
-    h: Array | np.ndarray
-    y: Array | np.ndarray
+    h: Real[AnyArray, "n *units"]
+    y: Integer[AnyArray, " n"]
 
 
 def probe_accuracy(fitted: Labelled, held_out: Labelled) -> float:
@@ -59,21 +59,21 @@ def probe_accuracy(fitted: Labelled, held_out: Labelled) -> float:
 
 
 def probe_accuracies(
-    fitted: Sequence[Array | np.ndarray],
-    y_fitted: Array | np.ndarray,
-    held_out: Sequence[Array | np.ndarray],
-    y_held_out: Array | np.ndarray,
+    fitted: Sequence[Real[AnyArray, "n ..."]],
+    y_fitted: Integer[AnyArray, " n"],
+    held_out: Sequence[Real[AnyArray, "m ..."]],
+    y_held_out: Integer[AnyArray, " m"],
 ) -> list[float]:
     """`probe_accuracy` of every layer.
 
     Args:
-      fitted, held_out: one array a layer, (n, ...), as `activations` gives them.
-      y_fitted, y_held_out: labels, (n,).
+      fitted, held_out: one array a layer, as `activations` gives them.
+      y_fitted, y_held_out: labels.
     """
     pairs = zip(fitted, held_out, strict=True)
     return [probe_accuracy(Labelled(h, y_fitted), Labelled(g, y_held_out)) for h, g in pairs]
 
 
-def _rows(h: Array | np.ndarray) -> np.ndarray:
+def _rows(h: Real[AnyArray, "n *units"]) -> Float[np.ndarray, "n flat"]:
     rows = np.asarray(h, np.float64)
     return rows.reshape(len(rows), -1)

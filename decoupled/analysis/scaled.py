@@ -4,14 +4,17 @@ import jax
 import jax.numpy as jnp
 
 from decoupled.precision import at_least_float32
+from decoupled.shapes import AnyArray, Float, Real
 from decoupled.types import Array, PyTree
 
 
-def unit_peak(a: Array, axis: int | None = None) -> tuple[Array, Array]:
+def unit_peak(
+    a: Real[AnyArray, "*shape"], axis: int | None = None
+) -> tuple[Float[Array, "*shape"], Float[Array, "..."]]:
     """An array over its largest magnitude, and that magnitude; 1 where all is zero.
 
     Args:
-      a: any shape; computed with as float32, or float64 if it is.
+      a: computed with as float32, or float64 if it is.
       axis: along which the largest is looked for; None for the whole array.
 
     Returns:
@@ -23,8 +26,8 @@ def unit_peak(a: Array, axis: int | None = None) -> tuple[Array, Array]:
     return a / peak, peak
 
 
-def length(tree: PyTree) -> Array:
-    """Euclidean length of all arrays in a tree taken as one vector, a scalar."""
+def length(tree: PyTree) -> Float[Array, ""]:
+    """Euclidean length of all arrays in a tree taken as one vector."""
     leaves = [unit_peak(leaf) for leaf in jax.tree.leaves(tree)]
     if not leaves:
         return jnp.zeros(())
@@ -32,11 +35,11 @@ def length(tree: PyTree) -> Array:
     return peak * jnp.linalg.norm(lengths)
 
 
-def unit_length(a: Array, axis: int | None = None) -> Array:
+def unit_length(a: Real[AnyArray, "*shape"], axis: int | None = None) -> Float[Array, "*shape"]:
     """An array over its length; zero where it is.
 
     Args:
-      a: any shape; taken as one vector, or as many along `axis`.
+      a: taken as one vector, or as many along `axis`.
       axis: of the vectors; None for the whole array.
     """
     a, _ = unit_peak(a, axis)

@@ -64,15 +64,15 @@ class Input(NamedTuple):
     """
 
     number: int
-    h: Any
-    y: Any
+    h: PyTree
+    y: PyTree
 
 
 class Target(NamedTuple):
     """To a worker: what its top estimator should have said about minibatch `number`, shape of its h_out."""
 
     number: int
-    grad_h: Any
+    grad_h: PyTree
 
 
 class Stepped(NamedTuple):

@@ -16,7 +16,7 @@ from decoupled.learning.chain import Chain, ChainState, evaluate_chain
 from decoupled.learning.learner import Learner
 from decoupled.learning.state import LearnerState
 from decoupled.parallel.stages import cut_into_stages, split_state
-from decoupled.types import Key
+from decoupled.types import Key, PyTree
 
 
 class StagePlan(NamedTuple):
@@ -36,7 +36,7 @@ class StagePlan(NamedTuple):
 def make_plan(
     make_learner: Callable[[], Learner],
     state: LearnerState,
-    example: tuple[Any, Any],
+    example: tuple[PyTree, PyTree],
     key: Key,
     num_stages: int,
     options: AsyncOptions,
@@ -78,7 +78,7 @@ def make_plan(
     return tuple(plans)
 
 
-def _examples(chains: Sequence[Chain], states: Sequence[ChainState], x: Any, y: Any) -> list[Input]:
+def _examples(chains: Sequence[Chain], states: Sequence[ChainState], x: PyTree, y: PyTree) -> list[Input]:
     """Zeros like the input of each stage."""
     h, y = np.zeros_like(x), np.zeros_like(y)
     examples = []

@@ -10,7 +10,17 @@ from typing import Any
 from absl import logging
 
 from decoupled.asynchronous.lane import Lane
-from decoupled.asynchronous.messages import Counts, Failed, Final, Fitted, Input, Snapshot, Stepped, Stop
+from decoupled.asynchronous.messages import (
+    Counts,
+    Failed,
+    Final,
+    Fitted,
+    Input,
+    Snapshot,
+    Stepped,
+    Stop,
+    Target,
+)
 from decoupled.asynchronous.report import AsyncOptions, StageEvent, StageReport, add_counts
 from decoupled.errors import TrainingError
 from decoupled.types import PyTree
@@ -73,7 +83,7 @@ class Router:
         """Whether every stage has handed in its final state."""
         return all(stage.final is not None for stage in self._stages)
 
-    def feed(self, x: Any, y: Any) -> None:
+    def feed(self, x: PyTree, y: PyTree) -> None:
         """A minibatch for the lowest stage."""
         self._stages[0].inputs.put(Input(self.next_number, x, y))
         self.next_number += 1
@@ -94,7 +104,7 @@ class Router:
         """Of all stages, once the run is finished."""
         return [stage.final for stage in self._stages]
 
-    def next_for(self, i: int) -> Any:
+    def next_for(self, i: int) -> Input | Target | Stop | None:
         """The next message for the worker of stage i; None while there is nothing for it."""
         stage = self._stages[i]
         message = stage.targets.take() or stage.inputs.take()

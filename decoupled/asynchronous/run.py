@@ -2,20 +2,19 @@
 
 import itertools
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from decoupled.asynchronous.report import AsyncOptions, AsyncResult
 from decoupled.asynchronous.supervisor import Supervisor
 from decoupled.errors import UsageError
 from decoupled.learning.learner import Learner
 from decoupled.learning.state import LearnerState
-from decoupled.types import Key
+from decoupled.types import Key, PyTree
 
 
 def run_asynchronously(
     make_learner: Callable[[], Learner],
     state: LearnerState,
-    batches: Iterable[tuple[Any, Any]],
+    batches: Iterable[tuple[PyTree, PyTree]],
     key: Key,
     *,
     num_stages: int,
@@ -36,8 +35,8 @@ def run_asynchronously(
       options: sizes, limits and test hooks.
 
     Raises:
-      UsageError: there are no batches, the chain cannot be cut so, modules are to sit out steps, an option
-        is out of range, or workers cannot import make_learner or the program.
+      UsageError: there are no batches, the chain cannot be cut so, an update probability is below 1, an
+        option is out of range, or workers cannot import make_learner or the program.
       TrainingError: a stage died too often, or the loss is no longer finite.
     """
     iterator = iter(batches)

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
-from typing import Any, Self
+from typing import Self
 
 import jax.numpy as jnp
 import numpy as np
@@ -27,7 +27,7 @@ from decoupled.errors import UsageError
 from decoupled.learning.learner import Learner
 from decoupled.learning.state import LearnerState
 from decoupled.parallel.stages import join_states
-from decoupled.types import Key
+from decoupled.types import Key, PyTree
 
 _SPAWN = multiprocessing.get_context("spawn")
 # What a process that has closed its pipe is given to end, before it is made to.
@@ -41,7 +41,7 @@ class Supervisor:
         self,
         make_learner: Callable[[], Learner],
         state: LearnerState,
-        example: tuple[Any, Any],
+        example: tuple[PyTree, PyTree],
         key: Key,
         *,
         num_stages: int,
@@ -99,7 +99,7 @@ class Supervisor:
         with self._lock:
             return tuple(self._router.events)
 
-    def feed(self, x: Any, y: Any) -> None:
+    def feed(self, x: PyTree, y: PyTree) -> None:
         """Gives the lowest stage its next minibatch; waits while its queue is full.
 
         Raises:

@@ -38,7 +38,8 @@ from decoupled.learning.fused import update_chain
 from decoupled.learning.learner import Learner
 from decoupled.learning.module_update import Rules
 from decoupled.parallel.stages import cut_into_stages, fit_top
-from decoupled.types import Array, Key
+from decoupled.shapes import AnyArray
+from decoupled.types import Array, Key, PyTree
 
 
 class Job(NamedTuple):
@@ -123,7 +124,7 @@ def train_stage(connection: Connection, inbox: queue.SimpleQueue, job: Job) -> N
     del start
     send(connection, Ready())
 
-    remembered: dict[int, tuple[Array, Array]] = {}
+    remembered: dict[int, tuple[AnyArray, AnyArray]] = {}
     counts, newest, began = Counts(), -1, None
     while True:
         message = inbox.get()
@@ -171,7 +172,7 @@ def stage_update(rules: Rules, stage: Chain, key: Key) -> Callable[..., Any]:
     A minibatch's randomness comes from the run's key and its number, as in the training loop's fused step.
     """
 
-    def update(state: ChainState, h: Array, y: Array, number: Array) -> tuple[Any, ...]:
+    def update(state: ChainState, h: Array, y: Array, number: Array) -> tuple[PyTree, ...]:
         _, update_key = jax.random.split(jax.random.fold_in(key, number))
         step = update_chain(rules, stage, state, h, Examples(y), update_key, always=number >= 0)
         loss = None if step.losses is None else jnp.mean(step.losses)

@@ -1,7 +1,5 @@
 """The boundary as a Linen module."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -13,6 +11,7 @@ from decoupled.errors import UsageError, naming
 from decoupled.estimators.checks import assuming_labels, check_activation, check_arrays
 from decoupled.leaves import per_example, real_part
 from decoupled.modules.linen import FEEDBACK
+from decoupled.shapes import AnyArray, Bool, Real, Shaped
 from decoupled.types import Array, Estimator, PyTree
 
 # Where it keeps the taps whose gradients are what boundaries measure.
@@ -42,12 +41,12 @@ class Boundary(nn.Module):
     def __call__(
         self,
         h: PyTree,
-        y: Any = None,
+        y: PyTree = None,
         error: PyTree = None,
         *,
-        weight: Array | None = None,
-        use_estimate: bool | Array = True,
-        num_examples: int | Array | None = None,
+        weight: Shaped[AnyArray, "*examples"] | None = None,
+        use_estimate: bool | Bool[AnyArray, ""] = True,
+        num_examples: float | Real[AnyArray, ""] | None = None,
     ) -> PyTree:
         """Returns h; all arguments are those of `boundary`.
 

@@ -16,6 +16,7 @@ from decoupled import weights
 from decoupled.errors import UsageError
 from decoupled.leaves import joined_rows
 from decoupled.precision import at_least_float32
+from decoupled.shapes import AnyArray, Float, Shaped
 from decoupled.types import Array, PyTree
 
 
@@ -45,18 +46,23 @@ class BoundaryReport(NamedTuple):
     examples: Array
 
 
-def new_tap() -> Array:
+def new_tap() -> Float[Array, " sums"]:
     """For one call of `boundary`, or for several whose examples are to be reported together."""
     return jnp.zeros((6,))
 
 
-def measured(fit_loss: Array | None, estimate: PyTree, target: PyTree, weight: Array | None) -> Array:
+def measured(
+    fit_loss: Float[Array, ""] | None,
+    estimate: PyTree,
+    target: PyTree,
+    weight: Shaped[AnyArray, " batch"] | None,
+) -> Float[Array, " sums"]:
     """The gradient of a tap.
 
     Args:
       fit_loss: mean over examples; None where nothing is fitted.
       estimate, target: per-example gradients, leaves (batch, ...).
-      weight: of each example, (batch,); None: all count alike.
+      weight: of each example; None: all count alike.
     """
     e, t = (joined_rows(jax.tree.map(_vectors, gradient)) for gradient in (estimate, target))
     examples = e.shape[0] if weight is None else at_least_float32(weight).sum()
@@ -69,7 +75,7 @@ def measured(fit_loss: Array | None, estimate: PyTree, target: PyTree, weight: A
     return jnp.stack([jnp.ones_like(error) * examples, descended, error, t @ t, e @ e, e @ t])
 
 
-def _vectors(leaf: Array) -> Array:
+def _vectors(leaf: Float[AnyArray, "batch *features"]) -> Float[Array, "batch flat"]:
     return at_least_float32(leaf).reshape(leaf.shape[0], -1)
 
 
@@ -95,9 +101,14 @@ def read_taps(gradient: PyTree) -> dict[str, BoundaryReport]:
 
 
 def _report(
-    examples: Array, descended: Array, error: Array, target: Array, estimate: Array, product: Array
+    examples: Float[Array, "*layers"],
+    descended: Float[Array, "*layers"],
+    error: Float[Array, "*layers"],
+    target: Float[Array, "*layers"],
+    estimate: Float[Array, "*layers"],
+    product: Float[Array, "*layers"],
 ) -> BoundaryReport:
-    def mean(total: Array) -> Array:
+    def mean(total: AnyArray) -> Array:
         return jnp.where(examples != 0, total / jnp.where(examples != 0, examples, 1.0), jnp.nan)
 
     descended, error, target, estimate, product = map(mean, (descended, error, target, estimate, product))

@@ -13,6 +13,7 @@ from decoupled.boundaries.primitive import boundary
 from decoupled.errors import naming
 from decoupled.estimators.checks import assuming_labels, check_activation, check_arrays
 from decoupled.leaves import per_example, real_part
+from decoupled.shapes import AnyArray, Bool, Real, Shaped
 from decoupled.types import Array, Estimator, PyTree
 
 
@@ -38,7 +39,7 @@ class NNXBoundary(nnx.Module):
         features: int | Sequence[int] | PyTree,
         *,
         rngs: nnx.Rngs,
-        y: Any = None,
+        y: PyTree = None,
         batch_axes: int = 1,
         tap: bool = False,
         name: str = "",
@@ -87,12 +88,12 @@ class NNXBoundary(nnx.Module):
     def __call__(
         self,
         h: PyTree,
-        y: Any = None,
+        y: PyTree = None,
         error: PyTree = None,
         *,
-        weight: Array | None = None,
-        use_estimate: bool | Array = True,
-        num_examples: int | Array | None = None,
+        weight: Shaped[AnyArray, "*examples"] | None = None,
+        use_estimate: bool | Bool[AnyArray, ""] = True,
+        num_examples: float | Real[AnyArray, ""] | None = None,
     ) -> PyTree:
         """Returns h; all arguments, and errors, are those of `boundary`."""
         return boundary(

@@ -72,7 +72,7 @@ def split_optimizer(
         return SplitState(layers.init(split.rest), states)
 
     def update(
-        updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any
+        updates: PyTree, state: Any, params: PyTree = None, **extra: Any
     ) -> tuple[PyTree, SplitState]:
         split = _split(updates)
         rest_params, boundary_params = (None, {}) if params is None else _split(params)[:2]
@@ -107,7 +107,7 @@ class _Split(NamedTuple):
     boundaries: dict[str, PyTree]
     entries: list[PyTree]
     owners: list[Any]
-    structure: Any
+    structure: jax.tree_util.PyTreeDef
 
     def join(self, rest: PyTree, boundaries: Mapping[str, PyTree]) -> PyTree:
         """The tree with other values, and zeros for what is fixed."""

@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from decoupled.argument_checks import check_estimator
 from decoupled.boundaries.metrics import measured
@@ -34,6 +35,7 @@ from decoupled.estimators.checks import (
 )
 from decoupled.leaves import like, per_example, real_part, with_real_part
 from decoupled.precision import at_least_float32
+from decoupled.shapes import AnyArray, Bool, Float, Real, Shaped
 from decoupled.types import Array, Estimator, PyTree
 from decoupled.weights import as_cotangent, as_gradient, stand_in, zeroed
 
@@ -42,14 +44,14 @@ def boundary(
     estimator: Estimator,
     est_params: PyTree,
     h: PyTree,
-    y: Any = None,
+    y: PyTree = None,
     error: PyTree = None,
     *,
-    weight: Array | None = None,
-    use_estimate: bool | Array = True,
-    num_examples: int | Array | None = None,
+    weight: Shaped[AnyArray, "*examples"] | None = None,
+    use_estimate: bool | Bool[AnyArray, ""] = True,
+    num_examples: float | Real[AnyArray, ""] | None = None,
     batch_axes: int = 1,
-    tap: Array | None = None,
+    tap: Float[AnyArray, " sums"] | None = None,
     name: str = "boundary",
 ) -> PyTree:
     """h itself; but under `jax.grad`, what is below gets the estimator's gradient in place of the true one.
@@ -109,11 +111,11 @@ def boundary(
     @jax.custom_vjp
     def identity(
         est_params: PyTree,
-        tap: Any,
+        tap: AnyArray | None,
         real: PyTree,
-        y: Any,
-        error: Any,
-        weight: Any,
+        y: PyTree,
+        error: PyTree,
+        weight: Array | None,
         use_estimate: Array,
         total: Array,
     ):
@@ -158,7 +160,7 @@ def boundary(
     return with_real_part(h, real)
 
 
-def tie(loss: Array, activations: PyTree) -> Array:
+def tie(loss: float | Float[AnyArray, ""], activations: PyTree) -> Float[Array, ""]:
     """The loss itself; but its backward pass comes by these activations too, with a gradient of zero.
 
     A boundary that nobody else uses, as at the end of a window of a recurrent network, then hands its
@@ -167,7 +169,7 @@ def tie(loss: Array, activations: PyTree) -> Array:
         return tie(loss, h), where h = boundary(estimator, est_params, h, y)
 
     Args:
-      loss: a scalar.
+      loss: of the window.
       activations: outputs of boundaries.
     """
 
@@ -183,7 +185,7 @@ def tie(loss: Array, activations: PyTree) -> Array:
         return cotangent, jax.tree.map(jnp.zeros_like, activations)
 
     identity.defvjp(forward, backward)
-    return identity(loss, real_part(activations))
+    return identity(jnp.asarray(loss), real_part(activations))
 
 
 def _check_number(where: str, num_examples: Any) -> None:
@@ -207,14 +209,14 @@ def _vary_like(examples: PyTree, tree: PyTree) -> PyTree:
 
     varying = frozenset[Any]().union(*map(_varying_axes, jax.tree.leaves(examples)))
 
-    def vary(leaf: Array) -> Array:
+    def vary(leaf: ArrayLike) -> ArrayLike:
         missing = tuple(varying - _varying_axes(leaf))
         return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
 
     return jax.tree.map(vary, tree)
 
 
-def _varying_axes(leaf: Array) -> frozenset:
+def _varying_axes(leaf: ArrayLike) -> frozenset[str]:
     """Names of the mesh axes over which an array differs from device to device."""
     kind: Any = jax.typeof(leaf)
     return kind.mat.varying if hasattr(kind, "mat") else getattr(kind, "vma", frozenset())  # jax < 0.10.2

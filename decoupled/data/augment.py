@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from decoupled.errors import UsageError
+from decoupled.shapes import AnyArray, Float, Shaped, UInt8
 from decoupled.types import Array, Key
 
 
@@ -18,23 +19,25 @@ class Preprocess(NamedTuple):
     Attributes:
       train: (key, images) -> inputs, augmented.
       evaluate: images -> inputs.
-      mean, deviation: of each channel of the training images, (channels,), float64; None where inputs are
+      mean, deviation: of each channel of the training images; None where inputs are
         taken as they are.
     """
 
-    train: Callable[[Key, Array], Array]
-    evaluate: Callable[[Array], Array]
-    mean: np.ndarray | None
-    deviation: np.ndarray | None
+    train: Callable[[Key, AnyArray], Array]
+    evaluate: Callable[[AnyArray], Array]
+    mean: Float[np.ndarray, " channels"] | None
+    deviation: Float[np.ndarray, " channels"] | None
 
 
-def preprocess(train_images: np.ndarray, crop_padding: int = 0, flip: bool = False) -> Preprocess:
+def preprocess(
+    train_images: Shaped[np.ndarray, "examples *shape"], crop_padding: int = 0, flip: bool = False
+) -> Preprocess:
     """Standardises each channel by the training images' mean and deviation, after augmentation.
 
     Only bytes are, in the shape of images. All else is taken as it is.
 
     Args:
-      train_images: (examples, height, width, channels), uint8; or (examples, ...) of any type.
+      train_images: images (examples, height, width, channels) of uint8, or inputs of any kind.
       crop_padding: training images are shifted by up to so many pixels each way; 0 for none.
       flip: whether training images are mirrored half the time.
 
@@ -53,7 +56,7 @@ def preprocess(train_images: np.ndarray, crop_padding: int = 0, flip: bool = Fal
         mean, deviation = _channel_statistics(train_images)
     evaluate = standardise(mean, deviation)
 
-    def train(key: Key, images: Array) -> Array:
+    def train(key: Key, images: Shaped[AnyArray, "batch *shape"]) -> Shaped[Array, "batch *shape"]:
         crop_key, flip_key = jax.random.split(key)
         if crop_padding:
             images = random_crop(crop_key, images, crop_padding)
@@ -64,7 +67,9 @@ def preprocess(train_images: np.ndarray, crop_padding: int = 0, flip: bool = Fal
     return Preprocess(train, evaluate, mean, deviation)
 
 
-def standardise(mean: np.ndarray | None, deviation: np.ndarray | None) -> Callable[[Array], Array]:
+def standardise(
+    mean: Float[np.ndarray, " channels"] | None, deviation: Float[np.ndarray, " channels"] | None
+) -> Callable[[AnyArray], Array]:
     """A function images -> inputs, (batch, height, width, channels); the statistics are one a channel.
 
     Without statistics inputs are what they are given as.
@@ -75,14 +80,18 @@ def standardise(mean: np.ndarray | None, deviation: np.ndarray | None) -> Callab
         jnp.asarray(statistic, jnp.float32)[None, None, None, :] for statistic in (mean, deviation)
     )
 
-    def evaluate(images: Array) -> Array:
+    def evaluate(
+        images: Shaped[AnyArray, "batch height width channels"],
+    ) -> Float[Array, "batch height width channels"]:
         chex.assert_rank(images, 4)
-        return (images.astype(jnp.float32) - mean_row) / jnp.maximum(deviation_row, 1e-6)
+        return (jnp.asarray(images).astype(jnp.float32) - mean_row) / jnp.maximum(deviation_row, 1e-6)
 
     return evaluate
 
 
-def random_crop(key: Key, images: Array, padding: int) -> Array:
+def random_crop(
+    key: Key, images: Shaped[AnyArray, "batch height width channels"], padding: int
+) -> Shaped[Array, "batch height width channels"]:
     """Pads by `padding` zeros on each side and cuts each image back to size at a random place."""
     chex.assert_rank(images, 4)
     batch, height, width, channels = images.shape
@@ -96,14 +105,18 @@ def random_crop(key: Key, images: Array, padding: int) -> Array:
     return jax.vmap(crop)(padded, corners)
 
 
-def random_flip(key: Key, images: Array) -> Array:
+def random_flip(
+    key: Key, images: Shaped[AnyArray, "batch height width channels"]
+) -> Shaped[Array, "batch height width channels"]:
     """Mirrors each image left to right with probability a half."""
     chex.assert_rank(images, 4)
     flipped = jax.random.bernoulli(key, shape=(images.shape[0], 1, 1, 1))
     return jnp.where(flipped, images[:, :, ::-1], images)
 
 
-def _channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _channel_statistics(
+    images: UInt8[np.ndarray, "examples height width channels"],
+) -> tuple[Float[np.ndarray, " channels"], Float[np.ndarray, " channels"]]:
     """Mean and deviation of each channel, a part at a time: no float copy of a whole data set."""
     total = squares = np.zeros(images.shape[-1])
     for start in range(0, len(images), 1000):

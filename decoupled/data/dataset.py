@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from decoupled.errors import DataError, UsageError
+from decoupled.shapes import Integer, Shaped
 
 
 class Split(NamedTuple):
@@ -17,8 +18,8 @@ class Split(NamedTuple):
       labels: (examples,), int32; or (examples, ...): int32 classes, or float32 values.
     """
 
-    images: np.ndarray
-    labels: np.ndarray
+    images: Shaped[np.ndarray, "examples *shape"]
+    labels: Shaped[np.ndarray, "examples *label"]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -49,7 +50,12 @@ class Dataset(NamedTuple):
         return digest.hexdigest()
 
 
-def checked_split(images: np.ndarray, labels: np.ndarray, num_classes: int, where: str) -> Split:
+def checked_split(
+    images: Shaped[np.ndarray, "examples *shape"],
+    labels: Integer[np.ndarray, " examples"],
+    num_classes: int,
+    where: str,
+) -> Split:
     """A Split, once images and labels are known to belong together.
 
     Raises:
@@ -109,9 +115,9 @@ def shuffled_batches(
     batch_size: int,
     seed: int,
     epoch: int,
-    rows: slice | np.ndarray = slice(None),
+    rows: slice | Integer[np.ndarray, " rows"] = slice(None),
     start: int = 0,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+) -> Iterator[tuple[Shaped[np.ndarray, "batch *shape"], Shaped[np.ndarray, "batch *label"]]]:
     """One epoch of full batches, from number `start` on, in an order that depends on (seed, epoch) alone.
 
     The examples left over, fewer than a batch, come up in other epochs. `rows` of each batch are returned.
@@ -123,8 +129,13 @@ def shuffled_batches(
 
 
 def batches_from(
-    done: int, split: Split, batch_size: int, seed: int, epochs: int, rows: slice | np.ndarray
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    done: int,
+    split: Split,
+    batch_size: int,
+    seed: int,
+    epochs: int,
+    rows: slice | Integer[np.ndarray, " rows"],
+) -> Iterator[tuple[Shaped[np.ndarray, "batch *shape"], Shaped[np.ndarray, "batch *label"]]]:
     """All batches of a run, epoch after epoch (counted from 1), but for the first `done`."""
     finished, start = divmod(done, batches_per_epoch(split, batch_size))
     for epoch in range(finished + 1, epochs + 1):

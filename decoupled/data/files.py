@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, runtime_checkable
 
 from decoupled.errors import DataError
 
@@ -19,6 +19,7 @@ _GZIP_FORMAT = 31  # as zlib numbers it, with the largest window
 _PIECE = 1 << 16
 
 
+@runtime_checkable
 class Reader(Protocol):
     """What `read_up_to` needs of a file."""
 

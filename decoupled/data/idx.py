@@ -14,13 +14,16 @@ import numpy as np
 from decoupled.data.dataset import Split, checked_split
 from decoupled.data.files import GZIP_MAGIC, Reader, Unzipped, opened, read_up_to
 from decoupled.errors import DataError
+from decoupled.shapes import UInt8
 
 _UNSIGNED_BYTE = 8
 # The largest published file, 60000 images of 28x28, has 45 MiB.
 _MOST_BYTES = 1 << 26
 
 
-def read_idx(path: str | os.PathLike[str], rank: int, most_bytes: int = _MOST_BYTES) -> np.ndarray:
+def read_idx(
+    path: str | os.PathLike[str], rank: int, most_bytes: int = _MOST_BYTES
+) -> UInt8[np.ndarray, "..."]:
     """Reads unsigned bytes of `rank` dimensions.
 
     No more is read, or unpacked, than the header promises and a byte; memory is taken for what is there.

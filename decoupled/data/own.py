@@ -8,6 +8,7 @@ import numpy as np
 
 from decoupled.data.dataset import Dataset, Split, hold_out
 from decoupled.errors import DataError, UsageError
+from decoupled.shapes import Float, Integer
 
 _ARRAYS = ("train_inputs", "train_targets", "test_inputs", "test_targets")
 _SPLITS = ("train", "test")
@@ -158,7 +159,7 @@ def _array(values: Any, where: str) -> np.ndarray:
     return array
 
 
-def _check_finite(array: np.ndarray, where: str) -> None:
+def _check_finite(array: Float[np.ndarray, "examples *shape"], where: str) -> None:
     for start in range(0, len(array), _ROWS):
         part = np.isfinite(array[start : start + _ROWS])
         if not part.all():
@@ -174,7 +175,7 @@ def _check_lengths(split: Split, where: str) -> None:
         raise DataError(f"{where}: no examples in it, or none with a number")
 
 
-def _check_range(labels: np.ndarray, classes: int, where: str) -> None:
+def _check_range(labels: Integer[np.ndarray, "examples *tokens"], classes: int, where: str) -> None:
     wrong = ((labels < 0) | (labels >= classes)).reshape(len(labels), -1)
     if wrong.any():
         example = int(np.argmax(wrong.any(1)))

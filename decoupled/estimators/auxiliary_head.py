@@ -5,9 +5,11 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from decoupled.estimators.synthetic_gradient import flatten
 from decoupled.modules.own_layers import own_layers
+from decoupled.shapes import Float
 from decoupled.types import Array, Key, PyTree
 
 _ROWS = 7  # Larger maps are averaged down to about so many rows and columns.
@@ -31,7 +33,7 @@ class AuxiliaryHead(nn.Module):
     kernel_size: int = 5
 
     @nn.compact
-    def __call__(self, h: Array) -> Array:
+    def __call__(self, h: Float[Array, "batch *features"]) -> Float[Array, "batch outputs"]:
         if self.filters and h.ndim == 4:
             return self._on_maps(h)
         h = flatten(h)
@@ -42,7 +44,7 @@ class AuxiliaryHead(nn.Module):
         both = nn.Dense(first + self.num_outputs, kernel_init=_zeros_in_the_last(self.num_outputs))(h)
         return self._above(nn.relu(both[:, :first]), others, bias=False) + both[:, first:]
 
-    def _on_maps(self, h: Array) -> Array:
+    def _on_maps(self, h: Float[Array, "batch height width channels"]) -> Float[Array, "batch outputs"]:
         h = _averaged(h, max(1, h.shape[1] // _ROWS), max(1, h.shape[2] // _ROWS))
         z = h
         for features in self.filters:
@@ -50,24 +52,28 @@ class AuxiliaryHead(nn.Module):
         out = self._above(flatten(_averaged(z, min(2, z.shape[1]), min(2, z.shape[2]))), (), bias=True)
         return out + self._above(flatten(h), (), bias=False) if self.linear else out
 
-    def _above(self, h: Array, hidden: Sequence[int], bias: bool) -> Array:
+    def _above(
+        self, h: Float[Array, "batch features"], hidden: Sequence[int], bias: bool
+    ) -> Float[Array, "batch outputs"]:
         for features in hidden:
             h = nn.relu(nn.Dense(features)(h))
         return nn.Dense(self.num_outputs, use_bias=bias, kernel_init=nn.initializers.zeros)(h)
 
-    def predict(self, params: PyTree, h: Array) -> Array:
+    def predict(self, params: PyTree, h: Float[Array, "batch *features"]) -> Float[Array, "batch outputs"]:
         """Its output with given parameters."""
         with own_layers():
             out: Any = self.apply({"params": params}, h)
         return out
 
-    def first_params(self, key: Key, h: Array) -> PyTree:
+    def first_params(self, key: Key, h: Float[Array, "batch *features"]) -> PyTree:
         """Those to start from, for activations like h."""
         with own_layers():
             return self.init(key, h)["params"]
 
 
-def _averaged(h: Array, rows: int, columns: int) -> Array:
+def _averaged(
+    h: Float[Array, "batch height width channels"], rows: int, columns: int
+) -> Float[Array, "batch rows columns channels"]:
     """Means over windows of so many rows and columns; a remainder at the edges is left out."""
     window = (rows, columns)
     return nn.avg_pool(h, window, window)
@@ -76,7 +82,7 @@ def _averaged(h: Array, rows: int, columns: int) -> Array:
 def _zeros_in_the_last(count: int) -> Callable[..., Array]:
     """A kernel as `nn.Dense` has it by default, but for the last columns."""
 
-    def init(key: Key, shape: tuple[int, int], dtype: Any = jnp.float32) -> Array:
+    def init(key: Key, shape: tuple[int, int], dtype: DTypeLike = jnp.float32) -> Array:
         inputs, outputs = shape
         kernel = nn.initializers.lecun_normal()(key, (inputs, outputs - count), dtype)
         return jnp.concatenate([kernel, jnp.zeros((inputs, count), dtype)], axis=1)

@@ -10,20 +10,27 @@ import jax.numpy as jnp
 
 from decoupled import weights
 from decoupled.precision import at_least_float32
+from decoupled.shapes import AnyArray, Float, Shaped
 from decoupled.types import Array
 
 
-def no_weight() -> Array:
+def no_weight() -> Float[Array, ""]:
     """The leaf "weight" of est_params, which stays as it is."""
     return jnp.zeros(())
 
 
-def weight_of(rows: Array, weight: Array | None = None) -> Array:
+def weight_of(
+    rows: Float[Array, "batch features"], weight: Shaped[AnyArray, " batch"] | None = None
+) -> Float[Array, ""]:
     """The leaf "weight" of an est_gradient: the mean, over examples (batch, features), of 1."""
     return weights.mean(jnp.ones_like(at_least_float32(rows[:, 0])), weight)
 
 
-def mean_of(summed: Array, weight: Array, otherwise: Array | float) -> Array:
+def mean_of(
+    summed: Float[AnyArray, "*layers_and_shape"],
+    weight: Float[AnyArray, "*layers"],
+    otherwise: Float[AnyArray, "*layers_and_shape"] | float,
+) -> Float[Array, "*layers_and_shape"]:
     """The mean over examples, of a leaf of an est_gradient.
 
     Args:

@@ -33,7 +33,7 @@ def bp_lambda(estimator: Estimator, lam: float = 0.5) -> Estimator:
     if lam == 0:
         return estimator
 
-    def estimate(est_params: PyTree, h: Array, y: Array, signal: Array | None, *weight: Array) -> Array:
+    def estimate(est_params: PyTree, h: PyTree, y: PyTree, signal: PyTree, *weight: Array) -> PyTree:
         synthetic = estimator.estimate(est_params, h, y, None, *weight)
         return jax.tree.map(lambda own, incoming: (1 - lam) * own + lam * incoming, synthetic, signal)
 
@@ -41,5 +41,4 @@ def bp_lambda(estimator: Estimator, lam: float = 0.5) -> Estimator:
         name=f"bp_lambda({estimator.name})",
         estimate=estimate,
         reads=Reads.INCOMING,
-        form=f"{1 - lam:g} [{estimator.form}] + {lam:g} dL/dh",
     )

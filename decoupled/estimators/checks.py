@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +9,8 @@ import jax.numpy as jnp
 from decoupled import weights
 from decoupled.errors import UsageError, naming
 from decoupled.leaves import joined_rows, real_part
-from decoupled.types import Array, Estimator, PyTree, Reads
+from decoupled.shapes import AnyArray, Shaped
+from decoupled.types import Estimator, PyTree, Reads
 
 
 def checked_estimate(
@@ -18,16 +18,16 @@ def checked_estimate(
     estimator: Estimator,
     est_params: PyTree,
     h: PyTree,
-    y: Any,
+    y: PyTree,
     signal: PyTree,
-    weight: Array | None = None,
+    weight: Shaped[AnyArray, " batch"] | None = None,
 ) -> PyTree:
     """The estimator's grad_h_hat, once what it reads and what it returns have been found in order.
 
     Args:
       where: how to call the boundary, as in "boundary 2 (after hidden_2)".
       h: the real part of an activation, (batch, ...); y and signal lead with the same examples.
-      weight: of each example, (batch,), or None; h and y have stand-ins for those that do not count.
+      weight: of each example, or None; h and y have stand-ins for those that do not count.
 
     Returns:
       grad_h_hat, shape and dtype of h. Of an example that does not count it is what came in, where that is
@@ -109,7 +109,7 @@ def check_activation(where: str, h: PyTree, batch_axes: int = 1) -> None:
             )
 
 
-def check_examples(where: str, h: PyTree, batch_axes: int = 1, **others: Any) -> None:
+def check_examples(where: str, h: PyTree, batch_axes: int = 1, **others: PyTree) -> None:
     """That h, y, the output error and weights speak of the same examples.
 
     Args:
@@ -130,7 +130,7 @@ def check_examples(where: str, h: PyTree, batch_axes: int = 1, **others: Any) ->
                 )
 
 
-def check_weight(where: str, weight: Array, h: PyTree, batch_axes: int = 1) -> None:
+def check_weight(where: str, weight: Shaped[AnyArray, "*examples"], h: PyTree, batch_axes: int = 1) -> None:
     """That there is one weight an example.
 
     Raises:

@@ -4,6 +4,7 @@ import jax
 
 from decoupled.errors import UsageError
 from decoupled.estimators.synthetic_gradient import flatten
+from decoupled.shapes import AnyArray, Float
 from decoupled.types import Array, Estimator, Key, PyTree, Reads
 
 # An example's estimate is then about as long as its error.
@@ -21,11 +22,16 @@ def direct_feedback_alignment(num_outputs: int) -> Estimator:
       (arXiv 1609.01596), equation 7; U17's table of methods.
     """
 
-    def init(key: Key, h: Array, y: Array) -> PyTree:
+    def init(key: Key, h: Float[Array, "batch *features"], y: PyTree) -> PyTree:
         del y
         return {"B": _FEEDBACK_INIT(key, (num_outputs, flatten(h).shape[1]))}
 
-    def estimate(est_params: PyTree, h: Array, y: Array, signal: Array | None) -> Array:
+    def estimate(
+        est_params: PyTree,
+        h: Float[Array, "batch *features"],
+        y: PyTree,
+        signal: Float[AnyArray, "batch *outputs"] | None,
+    ) -> Float[Array, "batch *features"]:
         del y
         assert signal is not None
         error = flatten(signal)
@@ -36,6 +42,4 @@ def direct_feedback_alignment(num_outputs: int) -> Estimator:
             )
         return (error @ est_params["B"]).reshape(h.shape)
 
-    return Estimator(
-        "direct_feedback_alignment", init, estimate, None, Reads.ERROR, form="error B", sees_y=False
-    )
+    return Estimator("direct_feedback_alignment", init, estimate, None, Reads.ERROR, sees_y=False)

@@ -4,6 +4,7 @@ import jax
 
 from decoupled.errors import UsageError
 from decoupled.estimators.synthetic_gradient import Context, encoded, flatten
+from decoupled.shapes import Float
 from decoupled.types import Array, Estimator, Key, PyTree
 
 # An example's estimate is then about as long as its encoded label.
@@ -31,11 +32,13 @@ def direct_random_target_projection(context: Context) -> Estimator:
             " the label"
         )
 
-    def init(key: Key, h: Array, y: Array) -> PyTree:
+    def init(key: Key, h: Float[Array, "batch *features"], y: PyTree) -> PyTree:
         return {"B": _FEEDBACK_INIT(key, (encoded(context, y, h).shape[1], flatten(h).shape[1]))}
 
-    def estimate(est_params: PyTree, h: Array, y: Array, signal: Array | None = None) -> Array:
+    def estimate(
+        est_params: PyTree, h: Float[Array, "batch *features"], y: PyTree, signal: None = None
+    ) -> Float[Array, "batch *features"]:
         del signal
         return -(encoded(context, y, h) @ est_params["B"]).reshape(h.shape)
 
-    return Estimator("direct_random_target_projection", init, estimate, None, form="-y B")
+    return Estimator("direct_random_target_projection", init, estimate, None)

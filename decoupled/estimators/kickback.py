@@ -5,6 +5,7 @@ import math
 import jax.numpy as jnp
 
 from decoupled.estimators.synthetic_gradient import flatten
+from decoupled.shapes import AnyArray, Float
 from decoupled.types import Array, Estimator, Key, PyTree, Reads
 
 
@@ -22,11 +23,16 @@ def kickback() -> Estimator:
       where it is feedback through A proportional to ones.
     """
 
-    def init(key: Key, h: Array, y: Array) -> PyTree:
+    def init(key: Key, h: Float[Array, "batch *features"], y: PyTree) -> PyTree:
         del key, h, y
         return {}
 
-    def estimate(est_params: PyTree, h: Array, y: Array, signal: Array | None) -> Array:
+    def estimate(
+        est_params: PyTree,
+        h: Float[Array, "batch *features"],
+        y: PyTree,
+        signal: Float[AnyArray, "batch *outputs"] | None,
+    ) -> Float[Array, "batch *features"]:
         del est_params, y
         assert signal is not None
         error, features = flatten(signal), flatten(h).shape[1]
@@ -34,5 +40,4 @@ def kickback() -> Estimator:
         told = error[:, output_of_unit] / math.sqrt(features)
         return jnp.broadcast_to(told.reshape(h.shape[0], *[1] * (h.ndim - 2), h.shape[-1]), h.shape)
 
-    form = "error A, A of 0 and 1"
-    return Estimator("kickback", init, estimate, None, Reads.ERROR, form=form, sees_y=False)
+    return Estimator("kickback", init, estimate, None, Reads.ERROR, sees_y=False)

@@ -26,6 +26,7 @@ import optax
 from decoupled import weights
 from decoupled.errors import UsageError
 from decoupled.estimators.averages import mean_of, no_weight, weight_of
+from decoupled.shapes import AnyArray, Float, Shaped
 from decoupled.types import Array, PyTree
 
 _SOLVED = ("K", "gram", "cross", "weight")
@@ -41,14 +42,19 @@ def unsolved(inputs: int, outputs: int) -> dict[str, Array]:
     }
 
 
-def moments(x: Array, target: Array, residual: Array, weight: Array | None = None) -> dict[str, Array]:
+def moments(
+    x: Float[Array, "batch inputs"],
+    target: Float[Array, "batch outputs"],
+    residual: Float[Array, "batch outputs"],
+    weight: Shaped[AnyArray, " batch"] | None = None,
+) -> dict[str, Array]:
     """What `solver` needs of a batch, in the structure of `unsolved`.
 
     Args:
-      x: features, (batch, inputs).
-      target: what x K is fitted to, (batch, outputs).
-      residual: the estimate's error, (batch, outputs).
-      weight: of each example, (batch,); None: all count alike.
+      x: features.
+      target: what x K is fitted to.
+      residual: the estimate's error.
+      weight: of each example; None: all count alike.
     """
     means = {
         "K": weights.mean_product(2 * x, residual, weight),
@@ -85,11 +91,13 @@ def solver(
     def beside(descent: optax.GradientTransformation) -> optax.GradientTransformation:
         descend: Any = descent.update  # of dicts, which optax's types do not know
 
-        def init(params: PyTree) -> tuple[Array, Any]:
+        def init(params: PyTree) -> tuple[Array, optax.OptState]:
             _check_precision(params)
             return jnp.zeros((), jnp.int32), descent.init(_descended(params))
 
-        def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
+        def update(
+            updates: PyTree, state: Any, params: PyTree = None
+        ) -> tuple[PyTree, tuple[Array, optax.OptState]]:
             _check_precision(params)
             steps, rest = state
             moved, rest = descend(_descended(updates), rest, _descended(params))
@@ -124,7 +132,9 @@ def _descended(tree: PyTree) -> PyTree:
 
 @partial(jnp.vectorize, signature="(n,n),(n,m),()->(n,m)")  # layers under a scan are stacked
 @jax.custom_batching.sequential_vmap  # LAPACK, one by one, is far faster than XLA's batched solver on CPUs
-def solve(gram: Array, cross: Array, ridge: Array) -> Array:
+def solve(
+    gram: Float[Array, "inputs inputs"], cross: Float[Array, "inputs outputs"], ridge: Float[Array, ""]
+) -> Float[Array, "inputs outputs"]:
     """(gram + ridge I)^-1 cross, with the ridge as a fraction of gram's mean diagonal element."""
     # Relative to the trace, so that averages still growing from zero need no correction. With less than the
     # floor, rounding alone may leave a matrix that has no Cholesky factor.

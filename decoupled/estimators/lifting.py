@@ -11,6 +11,7 @@ import optax
 from decoupled.argument_checks import check_estimator
 from decoupled.errors import UsageError
 from decoupled.leaves import joined_rows
+from decoupled.shapes import AnyArray, Float, Shaped
 from decoupled.types import Array, Estimator, Key, PyTree, Reads
 
 
@@ -26,10 +27,10 @@ def joined(estimator: Estimator) -> Estimator:
     if estimator.many_arrays:
         return estimator
 
-    def init(key: Key, h: PyTree, y: Any) -> PyTree:
+    def init(key: Key, h: PyTree, y: PyTree) -> PyTree:
         return estimator.init(key, _vectors(h), y)
 
-    def estimate(est_params: PyTree, h: PyTree, y: Any, signal: Any = None, *weight: Array) -> PyTree:
+    def estimate(est_params: PyTree, h: PyTree, y: PyTree, signal: PyTree = None, *weight: Array) -> PyTree:
         own = _vectors(signal) if estimator.reads is Reads.INCOMING else signal
         vectors = estimator.estimate(est_params, _vectors(h), y, own, *weight)
         leaves, structure = jax.tree.flatten(h)
@@ -38,7 +39,9 @@ def joined(estimator: Estimator) -> Estimator:
         shaped = [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
         return jax.tree.unflatten(structure, shaped)
 
-    def training_gradient(est_params: PyTree, h: PyTree, y: Any, target: PyTree = None, *weight: Array):
+    def training_gradient(
+        est_params: PyTree, h: PyTree, y: PyTree, target: PyTree = None, *weight: Array
+    ) -> tuple[Array, PyTree]:
         assert estimator.training_gradient is not None
         own = None if target is None else _vectors(target)
         return estimator.training_gradient(est_params, _vectors(h), y, own, *weight)
@@ -77,12 +80,12 @@ def each(*estimators: Estimator) -> Estimator:
             raise UsageError(f"each was given {len(estimators)} estimators for {len(leaves)} arrays")
         return estimators * len(leaves) if len(estimators) == 1 else estimators
 
-    def init(key: Key, h: PyTree, y: Any) -> PyTree:
+    def init(key: Key, h: PyTree, y: PyTree) -> PyTree:
         leaves = jax.tree.leaves(h)
         keys = jax.random.split(key, len(leaves))
         return tuple(e.init(k, leaf, y) for e, k, leaf in zip(of(leaves), keys, leaves, strict=True))
 
-    def estimate(est_params: PyTree, h: PyTree, y: Any, signal: Any = None, *weight: Array) -> PyTree:
+    def estimate(est_params: PyTree, h: PyTree, y: PyTree, signal: PyTree = None, *weight: Array) -> PyTree:
         leaves, structure = jax.tree.flatten(h)
         signals = jax.tree.leaves(signal) if first.reads is Reads.INCOMING else [signal] * len(leaves)
         parts = zip(of(leaves), est_params, leaves, signals, strict=True)
@@ -92,7 +95,9 @@ def each(*estimators: Estimator) -> Estimator:
         ]
         return jax.tree.unflatten(structure, found)
 
-    def training_gradient(est_params: PyTree, h: PyTree, y: Any, target: PyTree = None, *weight: Array):
+    def training_gradient(
+        est_params: PyTree, h: PyTree, y: PyTree, target: PyTree = None, *weight: Array
+    ) -> tuple[Array, PyTree]:
         leaves = jax.tree.leaves(h)
         targets = jax.tree.leaves(target) or [None] * len(leaves)
         parts = zip(of(leaves), est_params, leaves, targets, strict=True)
@@ -119,14 +124,16 @@ def _one_each(
     """The optimizers of estimators side by side, each on the parameters of its own."""
 
     def beside(descent: optax.GradientTransformation) -> optax.GradientTransformation:
-        def txs(number: int) -> list[Any]:
+        def txs(number: int) -> list[optax.GradientTransformation]:
             return [e.optimizer(descent) if e.optimizer else descent for e in of([None] * number)]
 
-        def init(params: PyTree) -> Any:
+        def init(params: PyTree) -> tuple[optax.OptState, ...]:
             own = _each_part(params)
             return tuple(tx.init(part) for tx, part in zip(txs(len(own)), own, strict=True))
 
-        def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
+        def update(
+            updates: PyTree, state: Any, params: PyTree = None
+        ) -> tuple[PyTree, tuple[optax.OptState, ...]]:
             steps = _each_part(updates)
             own = [None] * len(steps) if params is None else _each_part(params)
             parts = zip(txs(len(steps)), steps, state, own, strict=True)
@@ -141,16 +148,16 @@ def _one_each(
     return beside
 
 
-def _each_part(tree: PyTree) -> list[Any]:
+def _each_part(tree: PyTree) -> list[PyTree]:
     """The parameters of each estimator; NNX makes a dict of a tuple, by place."""
     return [tree[k] for k in sorted(tree)] if isinstance(tree, Mapping) else list(tree)
 
 
-def _vectors(tree: PyTree) -> Array:
-    """(batch, features) of all leaves."""
+def _vectors(tree: PyTree) -> Float[AnyArray, "batch features"]:
+    """All leaves of each example as one vector."""
     rows = joined_rows(tree)
     return rows.reshape(rows.shape[0], -1)
 
 
-def _width(leaf: Array) -> int:
+def _width(leaf: Shaped[AnyArray, "batch *features"]) -> int:
     return leaf.size // leaf.shape[0]

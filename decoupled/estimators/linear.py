@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 
 from decoupled.estimators.synthetic_gradient import Context, by_gradient, encoded, flatten
+from decoupled.shapes import Float
 from decoupled.types import Array, Estimator, Key, PyTree
 
 
@@ -19,7 +20,7 @@ def linear(context: Context = None) -> Estimator:
       U17, section 3; J16, section 4.1 (label-conditioned "cDNI").
     """
 
-    def init(key: Key, h: Array, y: Array) -> PyTree:
+    def init(key: Key, h: Float[Array, "batch *features"], y: PyTree) -> PyTree:
         del key  # Starts at zero, so that a module stays put until its estimator has learnt (J16).
         features = flatten(h).shape[1]
         est_params = {"A": jnp.zeros((features, features)), "c": jnp.zeros((features,))}
@@ -27,13 +28,14 @@ def linear(context: Context = None) -> Estimator:
             est_params["B"] = jnp.zeros((encoded(context, y, h).shape[1], features))
         return est_params
 
-    def estimate(est_params: PyTree, h: Array, y: Array, signal: Array | None = None) -> Array:
+    def estimate(
+        est_params: PyTree, h: Float[Array, "batch *features"], y: PyTree, signal: None = None
+    ) -> Float[Array, "batch *features"]:
         del signal
         out = flatten(h) @ est_params["A"] + est_params["c"][None, :]
         if context is not None:
             out += encoded(context, y, h) @ est_params["B"]
         return out.reshape(h.shape)
 
-    form = "hA + c" if context is None else "hA + yB + c"
     train = by_gradient(estimate)
-    return Estimator("linear", init, estimate, train, form=form, sees_y=context is not None)
+    return Estimator("linear", init, estimate, train, sees_y=context is not None)

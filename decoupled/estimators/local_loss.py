@@ -1,16 +1,18 @@
 """Greedy training: each module descends the loss of an auxiliary head of its own."""
 
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import jax
 
 from decoupled import weights
 from decoupled.estimators.auxiliary_head import AuxiliaryHead
 from decoupled.losses import checked_losses, softmax_cross_entropy
+from decoupled.shapes import AnyArray, Float, Shaped
 from decoupled.types import Array, Estimator, Key, Loss, PyTree
 
 # (est_params, h, y, weight) -> one loss per example, (batch,).
-LocalLoss = Callable[[PyTree, Array, Array, Array | None], Array]
+LocalLoss: TypeAlias = Callable[[PyTree, Array, PyTree, AnyArray | None], Array]
 
 
 def local_loss(
@@ -49,26 +51,35 @@ def local_loss(
     """
     head = AuxiliaryHead(num_outputs, tuple(hidden), linear, tuple(filters), kernel_size)
 
-    def init(key: Key, h: Array, y: Array) -> PyTree:
+    def init(key: Key, h: Float[Array, "batch *features"], y: PyTree) -> PyTree:
         del y
         return head.first_params(key, h)
 
-    def losses(est_params: PyTree, h: Array, y: Array, weight: Array | None) -> Array:
+    def losses(
+        est_params: PyTree,
+        h: Float[Array, "batch *features"],
+        y: PyTree,
+        weight: Shaped[AnyArray, " batch"] | None,
+    ) -> Float[Array, " batch"]:
         del weight
         output = head.predict(est_params, h)
         return checked_losses(loss(output, y), output)
 
-    return from_local_loss("local_loss", init, losses, "dl/dh, l of an auxiliary head")
+    return from_local_loss("local_loss", init, losses)
 
 
 def from_local_loss(
-    name: str, init: Callable[[Key, Array, Array], PyTree], losses: LocalLoss, form: str
+    name: str, init: Callable[[Key, Array, PyTree], PyTree], losses: LocalLoss
 ) -> Estimator:
     """An estimator that gives its module the gradient of a local loss, and descends that loss itself."""
 
     def estimate(
-        est_params: PyTree, h: Array, y: Array, signal: Array | None = None, weight: Array | None = None
-    ) -> Array:
+        est_params: PyTree,
+        h: Float[Array, "batch *features"],
+        y: PyTree,
+        signal: None = None,
+        weight: Shaped[AnyArray, " batch"] | None = None,
+    ) -> Float[Array, "batch *features"]:
         del signal
         if weight is None:
             return jax.grad(lambda h: losses(est_params, h, y, None).sum())(h)
@@ -78,12 +89,12 @@ def from_local_loss(
 
     def training_gradient(
         est_params: PyTree,
-        h: Array,
-        y: Array,
-        target: Array | None = None,
-        weight: Array | None = None,
-    ) -> tuple[Array, PyTree]:
+        h: Float[Array, "batch *features"],
+        y: PyTree,
+        target: Float[Array, "batch *features"] | None = None,
+        weight: Shaped[AnyArray, " batch"] | None = None,
+    ) -> tuple[Float[Array, ""], PyTree]:
         del target
         return jax.value_and_grad(lambda p: weights.mean(losses(p, h, y, weight), weight))(est_params)
 
-    return Estimator(name, init, estimate, training_gradient, form=form, own_loss=True)
+    return Estimator(name, init, estimate, training_gradient, own_loss=True)

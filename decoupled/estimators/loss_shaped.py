@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from decoupled.estimators.synthetic_gradient import Context, by_gradient, encoded, flatten
+from decoupled.shapes import Float
 from decoupled.types import Array, Estimator, Key, PyTree
 
 
@@ -21,7 +22,7 @@ def loss_shaped(num_classes: int, context: Context = None) -> Estimator:
       context: encodes y to (batch, num_classes); None leaves it out.
     """
 
-    def init(key: Key, h: Array, y: Array) -> PyTree:
+    def init(key: Key, h: Float[Array, "batch *features"], y: PyTree) -> PyTree:
         features = flatten(h).shape[1]
         if context is not None:
             encoded(context, y, h, num_classes)  # of another width, it would be broadcast
@@ -36,7 +37,9 @@ def loss_shaped(num_classes: int, context: Context = None) -> Estimator:
             est_params["c"] = jnp.zeros((features,))
         return est_params
 
-    def estimate(est_params: PyTree, h: Array, y: Array, signal: Array | None = None) -> Array:
+    def estimate(
+        est_params: PyTree, h: Float[Array, "batch *features"], y: PyTree, signal: None = None
+    ) -> Float[Array, "batch *features"]:
         del signal
         prediction = jax.nn.softmax(flatten(h) @ est_params["W"].T + est_params["b"][None, :])
         if context is None:
@@ -45,6 +48,5 @@ def loss_shaped(num_classes: int, context: Context = None) -> Estimator:
             out = (prediction - encoded(context, y, h, num_classes)) @ est_params["V"]
         return out.reshape(h.shape)
 
-    form = "softmax(hW' + b)V + c" if context is None else "(softmax(hW' + b) - y)V"
     train = by_gradient(estimate)
-    return Estimator("loss_shaped", init, estimate, train, form=form, sees_y=context is not None)
+    return Estimator("loss_shaped", init, estimate, train, sees_y=context is not None)

@@ -14,6 +14,7 @@ from decoupled.estimators.averages import mean_of, no_weight, weight_of
 from decoupled.estimators.synthetic_gradient import flatten
 from decoupled.losses import softmax_cross_entropy
 from decoupled.precision import at_least_float32
+from decoupled.shapes import AnyArray, Float, Shaped
 from decoupled.types import Array, Estimator, Key, PyTree
 
 
@@ -50,7 +51,7 @@ def mean_teacher(num_classes: int, hidden: Sequence[int] = (512,), decay: float 
         )
     head = AuxiliaryHead(num_classes, tuple(hidden))
 
-    def init(key: Key, h: Array, y: Array) -> PyTree:
+    def init(key: Key, h: Float[Array, "batch *features"], y: PyTree) -> PyTree:
         del y
         taught = {"W": jnp.zeros((flatten(h).shape[1], num_classes)), "b": jnp.zeros((num_classes,))}
         teacher = head.first_params(key, h)
@@ -58,18 +59,20 @@ def mean_teacher(num_classes: int, hidden: Sequence[int] = (512,), decay: float 
         average = jax.tree.map(jnp.array, teacher)
         return {"taught": taught, "teacher": teacher, "average": average, "weight": no_weight()}
 
-    def estimate(est_params: PyTree, h: Array, y: Array, signal: Array | None = None) -> Array:
+    def estimate(
+        est_params: PyTree, h: Float[Array, "batch *features"], y: PyTree, signal: None = None
+    ) -> Float[Array, "batch *features"]:
         del y, signal
         p = jax.nn.softmax(_logits(est_params["taught"], h))
         return ((p - belief(est_params, h)) @ est_params["taught"]["W"].T).reshape(h.shape)
 
     def training_gradient(
         est_params: PyTree,
-        h: Array,
-        y: Array,
-        target: Array | None = None,
-        weight: Array | None = None,
-    ) -> tuple[Array, PyTree]:
+        h: Float[Array, "batch *features"],
+        y: PyTree,
+        target: Float[Array, "batch *features"] | None = None,
+        weight: Shaped[AnyArray, " batch"] | None = None,
+    ) -> tuple[Float[Array, ""], PyTree]:
         del target
         q = belief(est_params, h)
 
@@ -92,21 +95,21 @@ def mean_teacher(num_classes: int, hidden: Sequence[int] = (512,), decay: float 
         txs: Any = {"descended": descent, "averaged": optax.sgd(1 - decay), "still": optax.set_to_zero()}
         by_kind = optax.partition(txs, kinds)
 
-        def update(updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any) -> Any:
+        def update(
+            updates: PyTree, state: optax.OptState, params: PyTree = None, **extra: Any
+        ) -> tuple[PyTree, optax.OptState]:
             weight = updates["weight"]
             behind = jax.tree.map(lambda summed: mean_of(summed, weight, 0.0), updates["average"])
             return by_kind.update({**updates, "average": behind}, state, params, **extra)
 
         return optax.GradientTransformationExtraArgs(by_kind.init, update)
 
-    form = "(p - q)W', p = softmax(hW + b) taught by q(h)"
     return Estimator(
         "mean_teacher",
         init,
         estimate,
         training_gradient,
         optimizer=averaging,
-        form=form,
         own_loss=True,
         y_in_fit_alone=True,
     )

@@ -10,6 +10,7 @@ from flax import linen as nn
 from decoupled.errors import UsageError
 from decoupled.estimators.synthetic_gradient import Context, by_gradient, checked_context, flatten
 from decoupled.modules.own_layers import own_layers
+from decoupled.shapes import AnyArray, Float
 from decoupled.types import Array, Estimator, Key, PyTree
 
 
@@ -20,22 +21,23 @@ def network(linen_module: nn.Module, context: Context = None, name: str = "netwo
     layer start at zero (`nn.initializers.zeros`), so that its module waits for it (J16).
     """
 
-    def encode(y: Array) -> Array | None:
+    def encode(y: PyTree) -> PyTree:
         return None if context is None else context(y)
 
-    def init(key: Key, h: Array, y: Array) -> PyTree:
+    def init(key: Key, h: Float[Array, "batch *features"], y: PyTree) -> PyTree:
         with own_layers():
             return linen_module.init(key, h, encode(y))["params"]
 
-    def estimate(est_params: PyTree, h: Array, y: Array, signal: Array | None = None) -> Array:
+    def estimate(
+        est_params: PyTree, h: Float[Array, "batch *features"], y: PyTree, signal: None = None
+    ) -> Float[Array, "batch *features"]:
         del signal
         with own_layers():
             out: Any = linen_module.apply({"params": est_params}, h, encode(y))
         return out
 
-    form = f"{name}(h)" if context is None else f"{name}(h, y)"
     train = by_gradient(estimate)
-    return Estimator(name, init, estimate, train, form=form, sees_y=context is not None)
+    return Estimator(name, init, estimate, train, sees_y=context is not None)
 
 
 def mlp(hidden: Sequence[int] = (256,), context: Context = None) -> Estimator:
@@ -58,7 +60,9 @@ class _MLP(nn.Module):
     hidden: tuple[int, ...]
 
     @nn.compact
-    def __call__(self, h: Array, context: Array | None) -> Array:
+    def __call__(
+        self, h: Float[Array, "batch *features"], context: Float[AnyArray, "batch context"] | None
+    ) -> Float[Array, "batch *features"]:
         out = flatten(h)
         width = out.shape[1]
         if context is not None:
@@ -73,7 +77,11 @@ class _Convolutional(nn.Module):
     kernel_size: int
 
     @nn.compact
-    def __call__(self, h: Array, context: Array | None) -> Array:
+    def __call__(
+        self,
+        h: Float[Array, "batch height width channels"],
+        context: Float[AnyArray, "batch context"] | None,
+    ) -> Float[Array, "batch height width channels"]:
         if h.ndim != 4:
             raise UsageError(
                 "a convolutional synthetic gradient needs activations (batch, height, width, channels),"

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from decoupled.estimators.synthetic_gradient import flatten
+from decoupled.shapes import Float
 from decoupled.types import Array, Estimator, Key, PyTree
 
 
@@ -22,20 +23,22 @@ def noise(scale: float = 1.0) -> Estimator:
       U17's table of methods.
     """
 
-    def init(key: Key, h: Array, y: Array) -> PyTree:
+    def init(key: Key, h: Float[Array, "batch *features"], y: PyTree) -> PyTree:
         del h, y
         return {"key": jax.random.key_data(key)}
 
-    def estimate(est_params: PyTree, h: Array, y: Array, signal: Array | None = None) -> Array:
+    def estimate(
+        est_params: PyTree, h: Float[Array, "batch *features"], y: PyTree, signal: None = None
+    ) -> Float[Array, "batch *features"]:
         del y, signal
         rows = flatten(h).astype(jnp.float32)
         deviation = scale / math.sqrt(rows.shape[1])
 
-        def draw(row: Array) -> Array:
+        def draw(row: Float[Array, " features"]) -> Float[Array, " features"]:
             bits = jnp.sum(jax.lax.bitcast_convert_type(row, jnp.uint32), dtype=jnp.uint32)
             key = jax.random.fold_in(jax.random.wrap_key_data(est_params["key"]), bits)
             return deviation * jax.random.normal(key, row.shape)
 
         return jax.vmap(draw)(rows).reshape(h.shape)
 
-    return Estimator("noise", init, estimate, None, form="ε ~ N(0, s)", sees_y=False)
+    return Estimator("noise", init, estimate, None, sees_y=False)

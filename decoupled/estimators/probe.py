@@ -17,4 +17,4 @@ def probe(num_outputs: int, loss: Loss = softmax_cross_entropy) -> Estimator:
       (arXiv 1610.01644), there without feedback to the network; U17's table of methods.
     """
     linear = local_loss(num_outputs, hidden=(), filters=(), loss=loss)
-    return linear._replace(name="probe", form="dl(hW + b, y)/dh")
+    return linear._replace(name="probe")

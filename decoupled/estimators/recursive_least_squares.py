@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from decoupled.estimators.least_squares import moments, solver, unsolved
 from decoupled.estimators.synthetic_gradient import Context, encoded, flatten, sg_loss
 from decoupled.precision import at_least_float32
+from decoupled.shapes import AnyArray, Float, Shaped
 from decoupled.types import Array, Estimator, Key, PyTree
 
 
@@ -27,23 +28,29 @@ def recursive_least_squares(
       UsageError: a number is out of its range.
     """
 
-    def features_of(h: Array, y: Array) -> Array:
-        parts = [at_least_float32(flatten(h)), jnp.ones((h.shape[0], 1))]
+    def features_of(h: Float[Array, "batch *features"], y: PyTree) -> Float[Array, "batch inputs"]:
+        parts: list[AnyArray] = [at_least_float32(flatten(h)), jnp.ones((h.shape[0], 1))]
         if context is not None:
             parts.append(encoded(context, y, h))
         return jnp.concatenate(parts, axis=1)
 
-    def init(key: Key, h: Array, y: Array) -> PyTree:
+    def init(key: Key, h: Float[Array, "batch *features"], y: PyTree) -> PyTree:
         del key
         return unsolved(features_of(h, y).shape[1], flatten(h).shape[1])
 
-    def estimate(est_params: PyTree, h: Array, y: Array, signal: Array | None = None) -> Array:
+    def estimate(
+        est_params: PyTree, h: Float[Array, "batch *features"], y: PyTree, signal: None = None
+    ) -> Float[Array, "batch *features"]:
         del signal
         return (features_of(h, y) @ est_params["K"]).reshape(h.shape)
 
     def training_gradient(
-        est_params: PyTree, h: Array, y: Array, target: Array, weight: Array | None = None
-    ) -> tuple[Array, PyTree]:
+        est_params: PyTree,
+        h: Float[Array, "batch *features"],
+        y: PyTree,
+        target: Float[Array, "batch *features"],
+        weight: Shaped[AnyArray, " batch"] | None = None,
+    ) -> tuple[Float[Array, ""], PyTree]:
         x, target = features_of(h, y), at_least_float32(flatten(target))
         estimate = x @ est_params["K"]
         return sg_loss(estimate, target, weight), moments(x, target, estimate - target, weight)
@@ -54,6 +61,5 @@ def recursive_least_squares(
         estimate,
         training_gradient,
         optimizer=solver(decay, ridge, solve_every),
-        form="(h, 1)K" if context is None else "(h, y, 1)K",
         sees_y=context is not None,
     )

@@ -10,6 +10,7 @@ from decoupled.estimators.local_loss import from_local_loss
 from decoupled.estimators.synthetic_gradient import Context, encoded, flatten
 from decoupled.losses import checked_losses, softmax_cross_entropy
 from decoupled.precision import at_least_float32
+from decoupled.shapes import AnyArray, Float, Shaped
 from decoupled.types import Array, Estimator, Key, Loss, PyTree
 
 _KERNEL_INIT = jax.nn.initializers.lecun_normal()
@@ -48,7 +49,7 @@ def similarity(
         )
     head = AuxiliaryHead(num_outputs, ())
 
-    def init(key: Key, h: Array, y: Array) -> PyTree:
+    def init(key: Key, h: Float[Array, "batch *features"], y: PyTree) -> PyTree:
         labels(y, h)
         head_key, key = jax.random.split(key)
         return {
@@ -56,7 +57,12 @@ def similarity(
             "head": head.first_params(head_key, h),
         }
 
-    def losses(est_params: PyTree, h: Array, y: Array, counts: Array | None) -> Array:
+    def losses(
+        est_params: PyTree,
+        h: Float[Array, "batch *features"],
+        y: PyTree,
+        counts: Shaped[AnyArray, " batch"] | None,
+    ) -> Float[Array, " batch"]:
         if weight > 0 and h.shape[0] == 1:
             raise UsageError("the similarity loss compares examples, but the batch holds only one")
         difference = cosines(flatten(h) @ est_params["M"]) - cosines(labels(y, h))
@@ -65,7 +71,7 @@ def similarity(
         to_others = jax.vmap(lambda squares: weights.mean(squares, counts))(jnp.square(difference))
         return weight * to_others + (1 - weight) * prediction
 
-    def labels(y: Array, h: Array) -> Array:
+    def labels(y: PyTree, h: Float[Array, "batch *features"]) -> Float[AnyArray, "batch context"]:
         encoding = encoded(context, y, h)
         if encoding.shape[1] == 1:
             raise UsageError(
@@ -74,12 +80,11 @@ def similarity(
             )
         return encoding
 
-    form = "dl/dh, l = |S(hM) - S(y)|² and a probe's"
-    return from_local_loss("similarity", init, losses, form)._replace(estimate_sees_weight=True)
+    return from_local_loss("similarity", init, losses)._replace(estimate_sees_weight=True)
 
 
-def cosines(rows: Array) -> Array:
-    """Between any two examples, centred over their features: (batch, features) -> (batch, batch)."""
+def cosines(rows: Float[AnyArray, "batch features"]) -> Float[Array, "batch batch"]:
+    """Between any two examples, centred over their features."""
     rows = at_least_float32(rows)
     centred = rows - rows.mean(1, keepdims=True)
     # Safe where a row is constant, whose cosine with anything is taken as zero.

@@ -1,7 +1,7 @@
 """What all trained synthetic gradients share: their loss, and what they are told beside h."""
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import chex
 import jax
@@ -10,16 +10,17 @@ import jax.numpy as jnp
 from decoupled import weights
 from decoupled.errors import UsageError
 from decoupled.precision import at_least_float32
+from decoupled.shapes import AnyArray, Float, Integer, Shaped
 from decoupled.types import Array, PyTree
 
 # y -> (batch, context_features), or None for an estimator that sees h alone.
-Context: TypeAlias = Callable[[Array], Array] | None
+Context: TypeAlias = Callable[[Any], AnyArray] | None
 
 
-def one_hot(num_classes: int) -> Callable[[Array], Array]:
-    """Context from integer labels: (batch,) -> (batch, num_classes)."""
+def one_hot(num_classes: int) -> Callable[[Integer[AnyArray, " batch"]], Float[Array, "batch num_classes"]]:
+    """Context from integer labels."""
 
-    def encode(y: Array) -> Array:
+    def encode(y: Integer[AnyArray, " batch"]) -> Float[Array, "batch num_classes"]:
         _check_one_array("one_hot", y)
         if y.ndim != 1 or not jnp.issubdtype(y.dtype, jnp.integer):
             if jnp.issubdtype(y.dtype, jnp.floating):
@@ -35,23 +36,25 @@ def one_hot(num_classes: int) -> Callable[[Array], Array]:
     return encode
 
 
-def as_given(y: Array) -> Array:
-    """Context that is already a vector an example: (batch, ...) -> (batch, features), real numbers."""
+def as_given(y: Shaped[AnyArray, "batch *shape"]) -> Shaped[Array, "batch features"]:
+    """Context that is already a vector an example, of real numbers."""
     _check_one_array("as_given", y)
     return flatten(y)
 
 
-def encoded(context: Callable[[Array], Array], y: Array, h: Array, width: int | None = None) -> Array:
+def encoded(
+    context: Callable[[Any], AnyArray],
+    y: PyTree,
+    h: Float[Array, "batch *features"],
+    width: int | None = None,
+) -> Float[AnyArray, "batch context"]:
     """What a context makes of y, once it is found to be a vector of real numbers for each example of h.
 
     Args:
       context: encodes y.
       y: of the examples of h, (batch, ...).
-      h: activations, (batch, ...).
+      h: activations.
       width: of the vector, where the estimator says it.
-
-    Returns:
-      (batch, features).
 
     Raises:
       UsageError: it is something else, and would be broadcast or taken for numbers that labels are not.
@@ -59,7 +62,9 @@ def encoded(context: Callable[[Array], Array], y: Array, h: Array, width: int | 
     return checked_context(context(y), h, width)
 
 
-def checked_context(encoding: Array, h: Array, width: int | None = None) -> Array:
+def checked_context(
+    encoding: Float[AnyArray, "batch context"], h: Float[Array, "batch *features"], width: int | None = None
+) -> Float[AnyArray, "batch context"]:
     """An encoding of y as it is, if it is as `encoded` describes it."""
     _check_one_array("an estimator's context", encoding)
     if encoding.ndim != 2 or encoding.shape[0] != h.shape[0] or width not in (None, encoding.shape[1]):
@@ -75,7 +80,7 @@ def checked_context(encoding: Array, h: Array, width: int | None = None) -> Arra
     return encoding
 
 
-def _check_one_array(what: str, y: Array) -> None:
+def _check_one_array(what: str, y: PyTree) -> None:
     if not hasattr(y, "dtype"):
         raise UsageError(
             f"{what} takes one array, but was given a {type(y).__name__}: let the context be a function"
@@ -83,39 +88,49 @@ def _check_one_array(what: str, y: Array) -> None:
         )
 
 
-def flatten(h: Array) -> Array:
-    """(batch, ...) -> (batch, features)."""
-    return h.reshape(h.shape[0], -1)
+def flatten(h: Shaped[AnyArray, "batch *shape"]) -> Shaped[Array, "batch features"]:
+    """One vector an example."""
+    return jnp.asarray(h).reshape(h.shape[0], -1)
 
 
-def sg_loss(grad_h_hat: Array, target: Array, weight: Array | None = None) -> Array:
+def sg_loss(
+    grad_h_hat: Float[Array, "batch *features"],
+    target: Float[Array, "batch *features"],
+    weight: Shaped[AnyArray, " batch"] | None = None,
+) -> Float[Array, ""]:
     """Squared error of an estimate: summed over features, averaged over examples (U17, section 2).
 
     Args:
-      grad_h_hat, target: per-example gradients, (batch, ...).
-      weight: of each example, (batch,); None: all count alike.
+      grad_h_hat, target: per-example gradients.
+      weight: of each example; None: all count alike.
 
     Returns:
-      A scalar, in squared units of the loss per unit of h.
+      In squared units of the loss per unit of h.
     """
     chex.assert_equal_shape([grad_h_hat, target])
     return power(at_least_float32(grad_h_hat) - at_least_float32(target), weight)
 
 
-def power(gradient: Array, weight: Array | None = None) -> Array:
-    """Squared length of each example's gradient, averaged over examples: (batch, ...) -> scalar."""
+def power(
+    gradient: Float[Array, "batch *features"], weight: Shaped[AnyArray, " batch"] | None = None
+) -> Float[Array, ""]:
+    """Squared length of each example's gradient, averaged over examples."""
     rows = at_least_float32(flatten(gradient))
     return weights.mean(jnp.einsum("bf,bf->b", rows, rows), weight)
 
 
 def by_gradient(
-    estimate: Callable[[PyTree, Array, Array, None], Array],
+    estimate: Callable[[PyTree, Array, PyTree, None], Array],
 ) -> Callable[..., tuple[Array, PyTree]]:
     """The `training_gradient` of an estimator that descends the SG loss of its own estimate."""
 
     def training_gradient(
-        est_params: PyTree, h: Array, y: Array, target: Array, weight: Array | None = None
-    ) -> tuple[Array, PyTree]:
+        est_params: PyTree,
+        h: Float[Array, "batch *features"],
+        y: PyTree,
+        target: Float[Array, "batch *features"],
+        weight: Shaped[AnyArray, " batch"] | None = None,
+    ) -> tuple[Float[Array, ""], PyTree]:
         return jax.value_and_grad(lambda p: sg_loss(estimate(p, h, y, None), target, weight))(est_params)
 
     return training_gradient

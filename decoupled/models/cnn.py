@@ -4,11 +4,13 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from decoupled.models.halving import halved
 from decoupled.models.norm import normalise
 from decoupled.models.output import OutputLayer
 from decoupled.modules import from_linen
+from decoupled.shapes import AnyArray, Float, Real
 from decoupled.types import Array, Module
 
 
@@ -18,7 +20,7 @@ def cnn(
     *,
     kernel_size: int = 5,
     norm: str = "none",
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     axis_name: str | None = None,
 ) -> list[Module]:
     """One convolution layer per entry of `features`, each halving the image, then a linear layer.
@@ -44,11 +46,13 @@ class ConvolutionLayer(nn.Module):
     features: int
     kernel_size: int
     norm: str = "none"
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, h: Array, train: bool) -> Array:
+    def __call__(
+        self, h: Real[AnyArray, "batch height width channels"], train: bool
+    ) -> Float[Array, "batch rows columns features"]:
         kernel = (self.kernel_size, self.kernel_size)
         h = nn.Conv(self.features, kernel, dtype=self.dtype)(h)
         h = nn.relu(normalise(self.norm, h, train, self.dtype, self.axis_name))

@@ -2,10 +2,12 @@
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from decoupled.errors import UsageError
 from decoupled.models.transformer import TransformerBlock, check_heads
 from decoupled.modules import from_linen
+from decoupled.shapes import AnyArray, Float, Integer
 from decoupled.types import Array, Module
 
 _DEVIATION = 0.02  # of the first weights, in GPT-2 as in GPT
@@ -21,7 +23,7 @@ def gpt(
     context: int,
     mlp_width: int | None = None,
     dropout: float = 0.0,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> list[Module]:
     """Embedding, `depth` equal causal blocks, readout: tokens (batch, time) to (batch, time, vocabulary).
 
@@ -60,10 +62,12 @@ class TokenEmbedding(nn.Module):
     features: int
     context: int | None = None
     dropout: float = 0.0
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, tokens: Array, train: bool) -> Array:
+    def __call__(
+        self, tokens: Integer[AnyArray, "batch time"], train: bool
+    ) -> Float[Array, "batch time features"]:
         if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
             raise UsageError(
                 f"tokens are integers (batch, time), not {tokens.dtype}{list(tokens.shape)}: cast them"
@@ -85,9 +89,9 @@ class Readout(nn.Module):
     """Layer norm, then Dense without bias, at each position."""
 
     vocabulary: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, h: Array) -> Array:
+    def __call__(self, h: Float[Array, "batch time features"]) -> Float[Array, "batch time vocabulary"]:
         h = nn.LayerNorm(dtype=self.dtype)(h)
         return nn.Dense(self.vocabulary, use_bias=False, dtype=self.dtype, kernel_init=_DRAW)(h)

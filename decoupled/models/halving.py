@@ -3,10 +3,11 @@
 from flax import linen as nn
 
 from decoupled.errors import UsageError
+from decoupled.shapes import AnyArray, Real
 from decoupled.types import Array
 
 
-def halved(h: Array) -> Array:
+def halved(h: Real[AnyArray, "batch height width channels"]) -> Real[Array, "batch rows columns channels"]:
     """2x2 max pooling of (batch, height, width, channels); an odd last row or column is left out.
 
     Raises:

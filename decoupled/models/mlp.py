@@ -2,10 +2,12 @@
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from decoupled.models.norm import normalise
 from decoupled.models.output import OutputLayer
 from decoupled.modules import from_linen
+from decoupled.shapes import AnyArray, Float, Real
 from decoupled.types import Array, Module
 
 
@@ -16,7 +18,7 @@ def mlp(
     *,
     norm: str = "none",
     dropout: float = 0.0,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     axis_name: str | None = None,
 ) -> list[Module]:
     """`depth` hidden ReLU layers of `width` units, then a linear one: depth + 1 layers.
@@ -42,11 +44,11 @@ class HiddenLayer(nn.Module):
     width: int
     norm: str = "none"
     dropout: float = 0.0
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, h: Array, train: bool) -> Array:
+    def __call__(self, h: Real[AnyArray, "batch *shape"], train: bool) -> Float[Array, "batch units"]:
         h = nn.Dense(self.width, dtype=self.dtype)(h.reshape(h.shape[0], -1))
         h = nn.relu(normalise(self.norm, h, train, self.dtype, self.axis_name))
         return nn.Dropout(self.dropout, deterministic=not train)(h)

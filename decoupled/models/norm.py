@@ -3,16 +3,19 @@
 import math
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from decoupled.errors import UsageError
+from decoupled.shapes import Float
 from decoupled.types import Array
 
 NORMS = ("none", "batch", "layer")
 
 
-def normalise(norm: str, h: Array, train: bool, dtype: jnp.dtype, axis_name: str | None) -> Array:
+def normalise(
+    norm: str, h: Float[Array, "batch *features"], train: bool, dtype: DTypeLike, axis_name: str | None
+) -> Float[Array, "batch *features"]:
     """Applies the normalisation `norm` inside a compact Linen method.
 
     Args:

@@ -4,10 +4,12 @@ from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from decoupled.errors import UsageError
 from decoupled.models.norm import normalise
 from decoupled.modules import from_linen
+from decoupled.shapes import AnyArray, Float, Real
 from decoupled.types import Array, Module
 
 # Blocks of each of the four stages, and whether they are bottlenecks: He et al., table 1.
@@ -28,7 +30,7 @@ def resnet(
     *,
     width: int = 16,
     norm: str = "batch",
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     axis_name: str | None = None,
 ) -> list[Module]:
     """For images of 32x32 or so: a stem, (depth - 2) / 2 residual blocks in three stages, the output layer.
@@ -68,7 +70,7 @@ def resnet_large(
     *,
     width: int = 64,
     norm: str = "batch",
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     axis_name: str | None = None,
 ) -> list[Module]:
     """For images of 224x224 or so: 7x7 stem with max pooling, four stages of residual blocks, output layer.
@@ -137,11 +139,13 @@ class Stem(nn.Module):
     features: int
     large: bool
     norm: str = "batch"
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, h: Array, train: bool) -> Array:
+    def __call__(
+        self, h: Real[AnyArray, "batch height width channels"], train: bool
+    ) -> Float[Array, "batch rows columns features"]:
         kernel, stride = (7, 2) if self.large else (3, 1)
         h = _convolved(h, self.features, kernel, stride, self.norm, self.dtype)
         h = nn.relu(normalise(self.norm, h, train, self.dtype, self.axis_name))
@@ -155,16 +159,18 @@ class BasicBlock(nn.Module):
     stride: int = 1
     projection: bool = True
     norm: str = "batch"
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, h: Array, train: bool) -> Array:
-        def layer(h: Array, kernel: int, stride: int = 1) -> Array:
+    def __call__(
+        self, h: Real[AnyArray, "batch height width channels"], train: bool
+    ) -> Float[Array, "batch rows columns features"]:
+        def layer(h: AnyArray, kernel: int, stride: int = 1) -> Array:
             h = _convolved(h, self.features, kernel, stride, self.norm, self.dtype)
             return normalise(self.norm, h, train, self.dtype, self.axis_name)
 
-        shortcut = h.astype(self.dtype)
+        shortcut = jnp.asarray(h, self.dtype)
         if self.stride > 1 or h.shape[-1] != self.features:
             project = self.projection
             shortcut = (
@@ -179,17 +185,19 @@ class BottleneckBlock(nn.Module):
     features: int
     stride: int = 1
     norm: str = "batch"
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, h: Array, train: bool) -> Array:
-        def layer(h: Array, features: int, kernel: int, stride: int = 1) -> Array:
+    def __call__(
+        self, h: Real[AnyArray, "batch height width channels"], train: bool
+    ) -> Float[Array, "batch rows columns features"]:
+        def layer(h: AnyArray, features: int, kernel: int, stride: int = 1) -> Array:
             h = _convolved(h, features, kernel, stride, self.norm, self.dtype)
             return normalise(self.norm, h, train, self.dtype, self.axis_name)
 
         wide = _EXPANSION * self.features
-        shortcut = h.astype(self.dtype)
+        shortcut = jnp.asarray(h, self.dtype)
         if self.stride > 1 or h.shape[-1] != wide:
             shortcut = layer(h, wide, 1, self.stride)
         h = nn.relu(layer(h, self.features, 1))
@@ -201,14 +209,21 @@ class PooledOutput(nn.Module):
     """Dense, of the mean over all pixels."""
 
     num_outputs: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, h: Array) -> Array:
+    def __call__(self, h: Real[AnyArray, "batch height width channels"]) -> Float[Array, "batch outputs"]:
         return nn.Dense(self.num_outputs, dtype=self.dtype)(h.mean((1, 2)))
 
 
-def _convolved(h: Array, features: int, kernel: int, stride: int, norm: str, dtype: jnp.dtype) -> Array:
+def _convolved(
+    h: Real[AnyArray, "batch height width channels"],
+    features: int,
+    kernel: int,
+    stride: int,
+    norm: str,
+    dtype: DTypeLike,
+) -> Float[Array, "batch rows columns features"]:
     """A convolution around every `stride`-th pixel, from the first: what shortcuts take too.
 
     To be called inside a compact Linen method. A bias would be lost in the normalisation that follows.
@@ -225,7 +240,9 @@ def _convolved(h: Array, features: int, kernel: int, stride: int, norm: str, dty
     )(h)
 
 
-def _padded(h: Array, features: int, stride: int) -> Array:
+def _padded(
+    h: Float[Array, "batch height width channels"], features: int, stride: int
+) -> Float[Array, "batch rows columns features"]:
     """Every `stride`-th pixel, with as many zeros below and above the channels as make them `features`."""
     more = features - h.shape[-1]
     return jnp.pad(h[:, ::stride, ::stride], ((0, 0), (0, 0), (0, 0), (more // 2, more - more // 2)))

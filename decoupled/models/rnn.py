@@ -5,11 +5,13 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from decoupled.errors import UsageError
 from decoupled.models.gpt import TokenEmbedding
 from decoupled.modules import from_linen
 from decoupled.modules.linen import FEEDBACK
+from decoupled.shapes import AnyArray, Float
 from decoupled.types import Array, Module, PyTree
 
 
@@ -22,7 +24,7 @@ def rnn(
     vocabulary: int | None = None,
     last_step: bool = False,
     dropout: float = 0.0,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> list[Module]:
     """`depth` recurrent layers, then a linear one at each step; below, an embedding if there are tokens.
 
@@ -58,10 +60,12 @@ class RecurrentLayer(nn.Module):
     cell: Callable[..., nn.RNNCellBase]
     width: int
     dropout: float = 0.0
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, h: Array, train: bool) -> Array:
+    def __call__(
+        self, h: Float[AnyArray, "batch time features"], train: bool
+    ) -> Float[Array, "batch time width"]:
         if h.ndim != 3:
             raise UsageError(
                 f"a recurrent layer takes (batch, time, features), not {list(h.shape)}: reshape the input,"
@@ -70,7 +74,7 @@ class RecurrentLayer(nn.Module):
         cell = self.cell(self.width, dtype=self.dtype)
         start = cell.initialize_carry(jax.random.key(0), h[:, 0].shape)
 
-        def step(cell: nn.RNNCellBase, carry: PyTree, h: Array) -> tuple[PyTree, Array]:
+        def step(cell: nn.RNNCellBase, carry: PyTree, h: AnyArray) -> tuple[PyTree, Array]:
             # The carry is summed up over all steps, so it keeps the precision of parameters.
             after, out = cell(carry, h)
             return jax.tree.map(lambda new, old: new.astype(old.dtype), after, carry), out.astype(
@@ -94,8 +98,8 @@ class StepOutput(nn.Module):
 
     num_outputs: int
     last_step: bool = False
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, h: Array) -> Array:
+    def __call__(self, h: Float[AnyArray, "batch time features"]) -> Float[Array, "batch *outputs"]:
         return nn.Dense(self.num_outputs, dtype=self.dtype)(h[:, -1] if self.last_step else h)

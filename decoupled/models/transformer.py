@@ -4,8 +4,10 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from decoupled.errors import UsageError
+from decoupled.shapes import Float
 from decoupled.types import Array
 
 
@@ -28,12 +30,14 @@ class TransformerBlock(nn.Module):
     mlp_width: int
     causal: bool = False
     dropout: float = 0.0
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     draw: Callable = nn.initializers.xavier_uniform()
     draw_added: Callable = nn.initializers.xavier_uniform()
 
     @nn.compact
-    def __call__(self, h: Array, train: bool) -> Array:
+    def __call__(
+        self, h: Float[Array, "batch time features"], train: bool
+    ) -> Float[Array, "batch time features"]:
         attend = nn.MultiHeadDotProductAttention(
             self.heads,
             dtype=self.dtype,

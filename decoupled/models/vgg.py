@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from decoupled.errors import UsageError
 from decoupled.models.halving import halved
@@ -11,6 +12,7 @@ from decoupled.models.mlp import HiddenLayer
 from decoupled.models.norm import normalise
 from decoupled.models.output import OutputLayer
 from decoupled.modules import from_linen
+from decoupled.shapes import AnyArray, Float, Real
 from decoupled.types import Array, Module
 
 VGG8B = (128, 256, "pool", 256, 512, "pool", 512, "pool", 512, "pool")
@@ -25,7 +27,7 @@ def vgg(
     dense: Sequence[int] = (1024,),
     norm: str = "batch",
     dropout: float = 0.0,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     axis_name: str | None = None,
 ) -> list[Module]:
     """3x3 convolution layers, dense layers, then a linear one; "pool" is no layer of its own.
@@ -81,11 +83,13 @@ class ConvolutionLayer(nn.Module):
     pools: int = 0
     norm: str = "batch"
     dropout: float = 0.0
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, h: Array, train: bool) -> Array:
+    def __call__(
+        self, h: Real[AnyArray, "batch height width channels"], train: bool
+    ) -> Float[Array, "batch rows columns features"]:
         h = nn.Conv(self.features, (3, 3), dtype=self.dtype)(_halved(h, self.pools))
         h = nn.relu(normalise(self.norm, h, train, self.dtype, self.axis_name))
         return nn.Dropout(self.dropout, deterministic=not train)(h)
@@ -98,11 +102,13 @@ class DenseLayer(nn.Module):
     pools: int = 0
     norm: str = "batch"
     dropout: float = 0.0
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, h: Array, train: bool) -> Array:
+    def __call__(
+        self, h: Real[AnyArray, "batch height width channels"], train: bool
+    ) -> Float[Array, "batch units"]:
         hidden = HiddenLayer(self.width, self.norm, self.dropout, self.dtype, self.axis_name)
         return hidden(_halved(h, self.pools), train)
 
@@ -112,14 +118,14 @@ class PooledOutput(nn.Module):
 
     num_outputs: int
     pools: int = 0
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, h: Array) -> Array:
+    def __call__(self, h: Real[AnyArray, "batch *shape"]) -> Float[Array, "batch outputs"]:
         return OutputLayer(self.num_outputs, self.dtype)(_halved(h, self.pools))
 
 
-def _halved(h: Array, times: int) -> Array:
+def _halved(h: Real[AnyArray, "batch *shape"], times: int) -> Real[AnyArray, "batch *halved"]:
     for _ in range(times):
         h = halved(h)
     return h

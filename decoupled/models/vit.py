@@ -2,10 +2,12 @@
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from decoupled.errors import UsageError
 from decoupled.models.transformer import TransformerBlock, check_heads
 from decoupled.modules import from_linen
+from decoupled.shapes import AnyArray, Float, Real
 from decoupled.types import Array, Module
 
 _DRAW_POSITIONS = nn.initializers.normal(0.02)
@@ -21,7 +23,7 @@ def vit(
     mlp_width: int | None = None,
     class_token: bool = True,
     dropout: float = 0.0,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> list[Module]:
     """Patches with learned positions, `depth` equal encoder blocks, the output layer: depth + 2 layers.
 
@@ -57,10 +59,12 @@ class PatchEmbedding(nn.Module):
     patch_size: int
     class_token: bool
     dropout: float = 0.0
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, h: Array, train: bool) -> Array:
+    def __call__(
+        self, h: Real[AnyArray, "batch height width channels"], train: bool
+    ) -> Float[Array, "batch tokens features"]:
         side = self.patch_size
         if h.shape[1] % side or h.shape[2] % side:
             raise UsageError(
@@ -82,9 +86,9 @@ class TokenOutput(nn.Module):
 
     num_outputs: int
     class_token: bool
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, h: Array) -> Array:
+    def __call__(self, h: Float[Array, "batch tokens features"]) -> Float[Array, "batch outputs"]:
         h = nn.LayerNorm(dtype=self.dtype)(h)
         return nn.Dense(self.num_outputs, dtype=self.dtype)(h[:, 0] if self.class_token else h.mean(1))

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 from absl import logging
 from flax import errors as flax_errors
 from flax import linen as nn
+from flax.linen.module import InterceptorContext
 
 from decoupled.argument_checks import check_module
 from decoupled.errors import UsageError, naming
@@ -50,7 +51,7 @@ _INSIDE = ContextVar("within the outermost call of a model that is initialised",
 _OF_MODULE: ContextVar[tuple[str, set[str]] | None] = ContextVar("the module around", default=None)
 
 
-def feedback_alignment(next_fun: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
+def feedback_alignment(next_fun: Callable, args: tuple, kwargs: dict, context: InterceptorContext) -> Any:
     """Sends signals back through fixed random weights.
 
     Raises:
@@ -64,7 +65,7 @@ def feedback_alignment(next_fun: Callable, args: tuple, kwargs: dict, context: A
     return _intercepted(lambda kernel, feedback: feedback, next_fun, args, kwargs, context)
 
 
-def sign_symmetric(next_fun: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
+def sign_symmetric(next_fun: Callable, args: tuple, kwargs: dict, context: InterceptorContext) -> Any:
     """Sends signals back through weights of fixed random size, with the signs of the forward weights.
 
     Raises:
@@ -113,7 +114,7 @@ def _intercepted(
     next_fun: Callable,
     args: tuple,
     kwargs: dict,
-    context: Any,
+    context: InterceptorContext,
 ) -> Any:
     layer: Any = context.module
     bound = layer.scope is not None and context.method_name != "setup"

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from decoupled.argument_checks import check_module, listed
 from decoupled.errors import UsageError
-from decoupled.types import Array, Key, Module, ModuleVariables, PyTree
+from decoupled.types import Key, Module, ModuleVariables, PyTree
 
 
 def compose(modules: Sequence[Module], name: str = "") -> Module:
@@ -24,11 +24,11 @@ def compose(modules: Sequence[Module], name: str = "") -> Module:
             " one: give the optimizer to the whole, or put a boundary between"
         )
 
-    def init(key: Key, h: Array) -> ModuleVariables:
+    def init(key: Key, h: PyTree) -> ModuleVariables:
         parts = init_chain(modules, key, h)
         return ModuleVariables(tuple(p.params for p in parts), tuple(p.state for p in parts))
 
-    def apply(params: PyTree, state: PyTree, h: Array, key: Key, train: bool) -> tuple[Array, PyTree]:
+    def apply(params: PyTree, state: PyTree, h: PyTree, key: Key, train: bool) -> tuple[PyTree, PyTree]:
         new_state = []
         for i, module in enumerate(modules):
             part_key = jax.random.fold_in(key, i)
@@ -84,7 +84,7 @@ def cut(layers: Sequence[Module], boundaries: Sequence[int]) -> list[Module]:
     return [compose(layers[start:end]) for start, end in itertools.pairwise(edges)]
 
 
-def init_chain(modules: Sequence[Module], key: Key, h: Array) -> list[ModuleVariables]:
+def init_chain(modules: Sequence[Module], key: Key, h: PyTree) -> list[ModuleVariables]:
     """Initialises modules that feed one another; `h` is an input batch of the first."""
     variables = []
     for i, module in enumerate(modules):
@@ -93,7 +93,7 @@ def init_chain(modules: Sequence[Module], key: Key, h: Array) -> list[ModuleVari
     return variables
 
 
-def like_output(module: Module, variables: ModuleVariables, h: PyTree) -> PyTree:
+def like_output(module: Module, variables: PyTree, h: PyTree) -> PyTree:
     """Zeros of the shapes and dtypes of the module's output for an input batch `h`."""
     # The key's value cannot matter: only shapes are traced, in evaluation mode.
     out, _ = jax.eval_shape(

@@ -6,10 +6,11 @@ from typing import Any
 
 import jax
 from flax import linen as nn
+from flax.linen.module import InterceptorContext
 
 from decoupled.errors import UsageError
 from decoupled.modules.modes import mode_of, unset_argument
-from decoupled.types import Array, Key, Module, ModuleVariables, PyTree
+from decoupled.types import Key, Module, ModuleVariables, PyTree
 
 # The collection of parameters that are not trained: those of estimators and of backward rules.
 FEEDBACK = "feedback"
@@ -39,7 +40,7 @@ def from_linen(linen_module: nn.Module, name: str = "", rngs: Sequence[str] = ("
         )
     mode = mode_of(linen_module, nn.Module, f"module {name}")
 
-    def init(key: Key, h: Array) -> ModuleVariables:
+    def init(key: Key, h: PyTree) -> ModuleVariables:
         streams = _streams(key, ("params", *rngs))
         # Mutable collections start as they would be before any example was seen.
         args, named = mode(False)
@@ -48,7 +49,7 @@ def from_linen(linen_module: nn.Module, name: str = "", rngs: Sequence[str] = ("
         params = variables.get("params", {})
         return ModuleVariables(params, {k: v for k, v in variables.items() if k != "params"})
 
-    def apply(params: PyTree, state: PyTree, h: Array, key: Key, train: bool) -> tuple[Array, PyTree]:
+    def apply(params: PyTree, state: PyTree, h: PyTree, key: Key, train: bool) -> tuple[PyTree, PyTree]:
         variables = {"params": params, **state}
         args, named = mode(train)
         if not train:
@@ -60,7 +61,7 @@ def from_linen(linen_module: nn.Module, name: str = "", rngs: Sequence[str] = ("
     return Module(name, init, apply)
 
 
-def _untold(next_fun: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
+def _untold(next_fun: Callable, args: tuple, kwargs: dict, context: InterceptorContext) -> Any:
     """Names the layer that Flax misses an argument about training of."""
     try:
         return next_fun(*args, **kwargs)

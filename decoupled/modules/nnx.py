@@ -8,7 +8,7 @@ from flax import nnx
 
 from decoupled.errors import UsageError
 from decoupled.modules.modes import mode_of, takes
-from decoupled.types import Array, Key, Module, ModuleVariables, PyTree
+from decoupled.types import Key, Module, ModuleVariables, PyTree
 
 
 def from_nnx(make: Callable[[nnx.Rngs], nnx.Module], name: str) -> Module:
@@ -36,12 +36,12 @@ def from_nnx(make: Callable[[nnx.Rngs], nnx.Module], name: str) -> Module:
     mode = mode_of(shaped, nnx.Module, f"module {name}", also=("rngs",))
     takes_rngs = takes(shaped, "rngs", f"module {name}")
 
-    def init(key: Key, h: Array) -> ModuleVariables:
+    def init(key: Key, h: PyTree) -> ModuleVariables:
         del h
         _, params, rngs, rest = nnx.split(make(nnx.Rngs(key)), nnx.Param, nnx.RngState, ...)
         return ModuleVariables(params, {"rngs": rngs, "rest": rest})
 
-    def apply(params: PyTree, state: PyTree, h: Array, key: Key, train: bool) -> tuple[Array, PyTree]:
+    def apply(params: PyTree, state: PyTree, h: PyTree, key: Key, train: bool) -> tuple[PyTree, PyTree]:
         # Copied, or what the module changes would change in the state that was given.
         module: Any = nnx.merge(graph, params, state["rngs"], state["rest"], copy=True)
         args, named = mode(train)

@@ -12,7 +12,7 @@ program for all devices (`shard_map` and `ppermute`) would need.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ from decoupled.learning.learner import Learner
 from decoupled.learning.module_update import no_metrics
 from decoupled.learning.state import BoundaryMetrics, LearnerState
 from decoupled.parallel.stages import cut_into_stages, fit_top, join_states, split_state
+from decoupled.shapes import Float, Shaped
 from decoupled.types import Array, Key, PyTree
 from decoupled.weights import mean
 
@@ -96,7 +97,7 @@ class Pipeline(NamedTuple):
       stages: the pieces of the chain.
     """
 
-    start: Callable[[LearnerState, Any, Any], PipelineState]
+    start: Callable[[LearnerState, PyTree, PyTree], PipelineState]
     tick: Callable[..., PipelineState]
     drain: Callable[[PipelineState], PipelineState]
     join: Callable[[PipelineState], LearnerState]
@@ -120,14 +121,14 @@ def make_mesh(num_stages: int, devices: Sequence[jax.Device] | None = None) -> M
     return Mesh(grid, ("data", "stage"), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
-def mean_loss(losses: Array, output: PyTree, examples: Examples) -> Array:
+def mean_loss(losses: Float[Array, " batch"], output: PyTree, examples: Examples) -> Float[Array, ""]:
     """The default of `measure`."""
     del output
     return mean(losses, examples.weight)
 
 
 def make_pipeline(
-    learner: Learner, mesh: Mesh, measure: Callable[[Array, Any, Examples], PyTree] = mean_loss
+    learner: Learner, mesh: Mesh, measure: Callable[[Array, PyTree, Examples], PyTree] = mean_loss
 ) -> Pipeline:
     """Cuts a learner's chain into as many stages as the mesh has.
 
@@ -140,7 +141,7 @@ def make_pipeline(
 
     Raises:
       UsageError: there are fewer modules than stages, an estimator between stages would have to wait, or
-        modules are to sit out steps.
+        an update probability is below 1.
     """
     learner.must_not_sit_out("a pipeline")
     learner.must_not_ask_for_value("a pipeline")
@@ -205,7 +206,11 @@ def make_pipeline(
         return state._replace(stages=tuple(moved))
 
     def tick(
-        state: PipelineState, x: PyTree, y: PyTree, key: Key, weight: Array | None = None
+        state: PipelineState,
+        x: PyTree,
+        y: PyTree,
+        key: Key,
+        weight: Shaped[Array, "*examples"] | None = None,
     ) -> PipelineState:
         x, examples = examples_outside(x, y, weight, learner.rules.batch_axes)
         lowest = state.stages[0]._replace(inbox=send(Batch(state.fed, x, examples, key), 0))
@@ -237,7 +242,7 @@ def _stage_update(learner: Learner, stage: Chain, measure: Callable | None) -> C
 
     def update(
         chain: ChainState, totals: StageTotals, h: PyTree, examples: Examples, key: Key, number: Array
-    ) -> Any:
+    ) -> tuple[ChainState, StageTotals, PyTree, PyTree]:
         result = update_chain(learner.rules, stage, chain, h, examples, key, always=number >= 0)
         new = StageTotals(measure and measure(result.losses, result.h_out, examples), result.boundaries)
         return result.state, _add(totals, new), result.h_out, result.grad_h_in
@@ -248,7 +253,9 @@ def _stage_update(learner: Learner, stage: Chain, measure: Callable | None) -> C
 def _stage_fit(learner: Learner, stage: Chain) -> Callable:
     """(chain, totals, h, examples, target) -> (chain, totals): fits the top estimator, jitted, in place."""
 
-    def fit(chain: ChainState, totals: StageTotals, h: PyTree, examples: Examples, target: PyTree) -> Any:
+    def fit(
+        chain: ChainState, totals: StageTotals, h: PyTree, examples: Examples, target: PyTree
+    ) -> tuple[ChainState, StageTotals]:
         chain, metrics = fit_top(learner.rules, stage, chain, h, examples, target)
         others = (None,) * (len(stage.estimators) - 1)
         return chain, _add(totals, StageTotals(None, (*others, metrics)))
@@ -264,7 +271,7 @@ def _zero_totals(stage: Chain, measured: PyTree) -> StageTotals:
 def _add(totals: StageTotals, new: StageTotals) -> StageTotals:
     """Sums of what is there on both sides; what is on one side only stays as it is."""
 
-    def add(a: Any, b: Any) -> Any:
+    def add(a: PyTree, b: PyTree) -> PyTree:
         if a is None or b is None:
             return b if a is None else a
         return jax.tree.map(jnp.add, a, b)

@@ -15,6 +15,7 @@ from decoupled.learning.examples import Examples
 from decoupled.learning.module_update import Rules, fit
 from decoupled.learning.stack import Stack
 from decoupled.learning.state import BoundaryMetrics, LearnerState
+from decoupled.shapes import Integer
 from decoupled.types import Array, PyTree, Reads
 
 
@@ -61,7 +62,7 @@ def split_state(stages: Sequence[Chain], state: LearnerState) -> tuple[ChainStat
     return tuple(split)
 
 
-def join_states(step: Array, states: Sequence[ChainState]) -> LearnerState:
+def join_states(step: Integer[Array, ""], states: Sequence[ChainState]) -> LearnerState:
     """The state of the whole chain, from those of its stages."""
     modules = tuple(module for state in states for module in state.modules)
     estimators = tuple(estimator for state in states for estimator in state.estimators)

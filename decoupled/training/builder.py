@@ -38,7 +38,7 @@ from decoupled.training.objectives import LOSSES, METRICS, Metric, checked_score
 from decoupled.training.optimizers import OPTIMIZERS, optimizer_of
 from decoupled.training.own_names import call, find, find_function, is_own, theirs_if_so
 from decoupled.training.schedules import SCHEDULES
-from decoupled.types import Array, Estimator, Key, Loss, Module
+from decoupled.types import Array, Estimator, Key, Loss, Module, PyTree
 
 with extra("train"):
     import ml_collections
@@ -186,7 +186,7 @@ def make_learner_of(
       UsageError: a field has a value that cannot be; the message names it.
     """
     check(config, _choices())
-    # A module that sits out does not count the step, so its schedule must be as much shorter.
+    # A module that is not updated does not count the step, so its schedule must be as much shorter.
     steps = all_steps * config.update_probability
     skip = config.skip_not_finite
     optimizer = optimizer_of(config, "optimizer", steps)
@@ -294,7 +294,7 @@ def _told_of_objectives(config: ml_collections.ConfigDict, metric: Metric) -> di
     return told
 
 
-def _rehearse(learner: Learner, metric: Metric, x: Any, y: Any, whole: bool) -> None:
+def _rehearse(learner: Learner, metric: Metric, x: PyTree, y: PyTree, whole: bool) -> None:
     """Shapes alone, of the start and of a forward pass in training: what does not fit says so.
 
     Args:

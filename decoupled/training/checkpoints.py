@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from decoupled.errors import DataError, TrainingError
+from decoupled.shapes import UInt8
 from decoupled.types import PyTree
 
 _KEPT = 2  # the latest, and the one before in case that is damaged
@@ -204,13 +205,13 @@ def _is_key(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _packed(leaves: Sequence[np.ndarray]) -> np.ndarray:
+def _packed(leaves: Sequence[np.ndarray]) -> UInt8[np.ndarray, " bytes"]:
     """Their bytes one after another: orbax writes, and keeps memory, for each array apart."""
     return np.frombuffer(b"".join(leaf.tobytes() for leaf in leaves), np.uint8)
 
 
-def _unpacked(data: np.ndarray, arrays: Sequence[tuple[str, Sequence[int]]]) -> list[np.ndarray]:
-    """The arrays, given by dtype and shape, that were packed.
+def _unpacked(data: UInt8[np.ndarray, " bytes"], arrays: Sequence[Sequence[Any]]) -> list[np.ndarray]:
+    """The arrays that were packed, each given by its dtype and shape.
 
     Raises:
       ValueError: they are not as long as the data.

@@ -1,11 +1,12 @@
 """The seam between the training loop and whatever runs its steps."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from decoupled.learning.state import LearnerState
+from decoupled.shapes import Integer
 from decoupled.types import PyTree
 
 
@@ -34,14 +35,20 @@ class Execution(NamedTuple):
     """
 
     devices: int
-    rows: Callable[[int], slice | np.ndarray]
+    rows: Callable[[int], slice | Integer[np.ndarray, " rows"]]
     place_state: Callable[[PyTree], PyTree]
-    place_batch: Callable[[tuple[np.ndarray, ...]], tuple[Any, ...]]
-    compile_step: Callable[..., Callable[..., tuple[Any, Any]]]
+    place_batch: Callable[[tuple[np.ndarray, ...]], tuple[PyTree, ...]]
+    compile_step: Callable[..., Callable[..., tuple[PyTree, PyTree]]]
     measure: Callable[[Callable[..., PyTree]], Callable[..., PyTree]]
-    whole_state: Callable[[Any], LearnerState] = lambda state: state
-    finish: Callable[[Any], Any] = lambda state: state
-    snapshot: Callable[[Any, Any], PyTree] = lambda state, totals: (state, totals)
-    warm_up: Callable[..., tuple[Any, Any]] = lambda steps, step, state, totals, *arguments: (state, totals)
-    place_snapshot: Callable[[PyTree, PyTree], tuple[Any, Any]] | None = None
-    of_each_link: Callable[[Any], tuple[Any, Any]] = lambda state: (state.modules, state.estimators)
+    whole_state: Callable[[PyTree], LearnerState] = lambda state: state
+    finish: Callable[[PyTree], PyTree] = lambda state: state
+    snapshot: Callable[[PyTree, PyTree], PyTree] = lambda state, totals: (state, totals)
+    warm_up: Callable[..., tuple[PyTree, PyTree]] = lambda steps, step, state, totals, *arguments: (
+        state,
+        totals,
+    )
+    place_snapshot: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]] | None = None
+    of_each_link: Callable[[PyTree], tuple[PyTree, PyTree]] = lambda state: (
+        state.modules,
+        state.estimators,
+    )

@@ -3,6 +3,7 @@
 import jax
 
 from decoupled.precision import at_least_float32
+from decoupled.shapes import AnyArray, Float, Integer
 from decoupled.training.objectives import softmax_cross_entropy
 from decoupled.types import Array, Loss
 
@@ -22,7 +23,9 @@ def cross_entropy(smoothing: float) -> Loss:
     if not smoothing:
         return softmax_cross_entropy
 
-    def smoothed(logits: Array, labels: Array) -> Array:
+    def smoothed(
+        logits: Float[AnyArray, "batch *tokens classes"], labels: Integer[AnyArray, "batch *tokens"]
+    ) -> Float[Array, " batch"]:
         of_label = softmax_cross_entropy(logits, labels)
         of_all = -jax.nn.log_softmax(at_least_float32(logits)).reshape(len(labels), -1).mean(1)
         return (1 - smoothing) * of_label + smoothing * of_all

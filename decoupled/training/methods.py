@@ -12,6 +12,7 @@ from decoupled.argument_checks import check_estimator
 from decoupled.errors import UsageError
 from decoupled.estimators.synthetic_gradient import Context
 from decoupled.extras import extra
+from decoupled.shapes import AnyArray, Float, Shaped
 from decoupled.training.config_checks import options_of
 from decoupled.training.own_names import call, is_own
 from decoupled.types import Array, Estimator, Loss
@@ -58,11 +59,11 @@ def _given(num_classes: int, context: Context, loss: Loss) -> dict[str, Any]:
     return {"num_outputs": num_classes, "num_classes": num_classes, "context": context, "loss": loss}
 
 
-def targets_as_context(num_classes: int) -> Callable[[Array], Array]:
+def targets_as_context(num_classes: int) -> Callable[[AnyArray], Array]:
     """Context from targets of any kind: values as they are, of classes one-hot vectors, of tokens one an
     example that joins theirs."""
 
-    def encode(y: Array) -> Array:
+    def encode(y: Shaped[AnyArray, "batch *tokens"]) -> Float[Array, "batch context"]:
         if jnp.issubdtype(y.dtype, jnp.floating):
             return estimators.as_given(y)
         if y.ndim > 1:

@@ -12,6 +12,7 @@ import optax
 from decoupled import losses
 from decoupled.errors import UsageError
 from decoupled.precision import at_least_float32
+from decoupled.shapes import AnyArray, Float, Integer, Real, Shaped
 from decoupled.types import Array, Loss
 
 
@@ -25,7 +26,7 @@ class Metric(NamedTuple):
     """
 
     name: str
-    function: Callable[[Array, Array], Array]
+    function: Callable[[Any, Any], AnyArray]
     larger_is_better: bool = True
 
     def is_better(self, value: float, than: float) -> bool:
@@ -33,15 +34,13 @@ class Metric(NamedTuple):
         return value > than if self.larger_is_better else value < than
 
 
-def softmax_cross_entropy(logits: Array, labels: Array) -> Array:
+def softmax_cross_entropy(
+    logits: Float[AnyArray, "batch *tokens classes"], labels: Integer[AnyArray, "batch *tokens"]
+) -> Float[Array, " batch"]:
     """Log loss of integer classes, in nats; of tokens their mean.
 
-    Args:
-      logits: (batch, classes), or (batch, ..., classes) for a class a token.
-      labels: (batch,) or (batch, ...), integers.
-
     Returns:
-      (batch,), float32, or float64 if the logits are.
+      float32, or float64 if the logits are.
     """
     if labels.ndim < 2 or labels.shape != logits.shape[:-1]:
         return losses.softmax_cross_entropy(logits, labels)
@@ -49,23 +48,27 @@ def softmax_cross_entropy(logits: Array, labels: Array) -> Array:
     return each.reshape(len(labels), -1).mean(1)
 
 
-def sigmoid_cross_entropy(logits: Array, labels: Array) -> Array:
+def sigmoid_cross_entropy(
+    logits: Float[AnyArray, "batch *labels"], labels: Real[AnyArray, "batch *labels"]
+) -> Float[Array, " batch"]:
     """Log loss of labels that each hold or do not, in nats, summed over them.
 
     Args:
-      logits: (batch, labels).
-      labels: the same shape; 1 where one holds, 0 where it does not, or a probability.
+      logits: one a label.
+      labels: 1 where one holds, 0 where it does not, or a probability.
 
     Returns:
-      (batch,), float32, or float64 if the logits are.
+      float32, or float64 if the logits are.
     """
     _check_alike("the log loss of several labels", logits, labels)
     each = optax.sigmoid_binary_cross_entropy(at_least_float32(logits), at_least_float32(labels))
     return each.reshape(len(logits), -1).sum(1)
 
 
-def accuracy(output: Array, labels: Array) -> Array:
-    """Whether the largest output, (batch, classes), is the label's, (batch,); of tokens, the fraction."""
+def accuracy(
+    output: Real[AnyArray, "batch *tokens classes"], labels: Integer[AnyArray, "batch *tokens"]
+) -> Shaped[AnyArray, " batch"]:
+    """Whether the largest output is the label's; of tokens, the fraction."""
     if labels.shape != output.shape[:-1] or not jnp.issubdtype(labels.dtype, jnp.integer):
         raise UsageError(
             "the accuracy takes outputs (batch, classes) and integer labels (batch,), or such of tokens,"
@@ -75,29 +78,37 @@ def accuracy(output: Array, labels: Array) -> Array:
     return correct if correct.ndim == 1 else correct.reshape(len(labels), -1).mean(1)
 
 
-def multilabel_accuracy(logits: Array, labels: Array) -> Array:
+def multilabel_accuracy(
+    logits: Float[AnyArray, "batch *labels"], labels: Real[AnyArray, "batch *labels"]
+) -> Float[AnyArray, " batch"]:
     """The fraction of labels that are told rightly: by a logit above 0, those that hold."""
     _check_alike("the accuracy of several labels", logits, labels)
     return ((logits > 0) == (labels > 0.5)).reshape(len(labels), -1).mean(1)
 
 
-def mean_absolute_error(output: Array, targets: Array) -> Array:
+def mean_absolute_error(
+    output: Real[AnyArray, "batch *shape"], targets: Real[AnyArray, "batch *shape"]
+) -> Float[Array, " batch"]:
     """Over all numbers of an example."""
     return jnp.abs(_difference(output, targets)).mean(1)
 
 
-def mean_squared_error(output: Array, targets: Array) -> Array:
+def mean_squared_error(
+    output: Real[AnyArray, "batch *shape"], targets: Real[AnyArray, "batch *shape"]
+) -> Float[Array, " batch"]:
     """Over all numbers of an example."""
     return jnp.square(_difference(output, targets)).mean(1)
 
 
-def _difference(output: Array, targets: Array) -> Array:
+def _difference(
+    output: Real[AnyArray, "batch *shape"], targets: Real[AnyArray, "batch *shape"]
+) -> Float[Array, "batch flat"]:
     _check_alike("an error", output, targets)
     difference = at_least_float32(output) - at_least_float32(targets)
     return difference.reshape(len(output), -1)
 
 
-def _check_alike(what: str, output: Array, targets: Array) -> None:
+def _check_alike(what: str, output: AnyArray, targets: AnyArray) -> None:
     if output.shape != targets.shape:
         raise UsageError(
             f"{what} takes an output and targets of one shape, not {output.shape} and {targets.shape}"
@@ -138,7 +149,7 @@ def own_metric(where: str, name: str, found: Any) -> Metric:
     return metric
 
 
-def checked_scores(scores: Any, batch: int) -> Array:
+def checked_scores(scores: Any, batch: int) -> Shaped[Array, " batch"]:
     """The values of a metric as they are, if there is one an example.
 
     Raises:

@@ -9,6 +9,7 @@ import optax
 
 from decoupled.errors import UsageError
 from decoupled.extras import extra
+from decoupled.shapes import AnyArray
 from decoupled.training.schedules import learning_rate
 from decoupled.types import PyTree
 
@@ -47,26 +48,30 @@ def no_bias_and_no_norm(params: PyTree) -> PyTree:
     have them, is told by its name.
     """
 
-    def decays(path: Any, leaf: Any) -> bool:
+    def decays(path: tuple, leaf: AnyArray) -> bool:
         names = [jax.tree_util.keystr((part,), simple=True) for part in path]
         return jnp.ndim(leaf) > 1 and "bias" not in names
 
     return jax.tree_util.tree_map_with_path(decays, params)
 
 
-def _sgd(section: ml_collections.ConfigDict, rate: Any, decay: Any) -> optax.GradientTransformation:
+def _sgd(
+    section: ml_collections.ConfigDict, rate: float | optax.Schedule, decay: dict[str, Any]
+) -> optax.GradientTransformation:
     """With decay as a part of the gradient (L2), as published rates and decays for SGD mean it."""
     sgd = optax.sgd(rate, section.momentum or None, section.nesterov)
     return optax.chain(optax.add_decayed_weights(**decay), sgd)
 
 
-def _muon(section: ml_collections.ConfigDict, rate: Any, decay: Any) -> optax.GradientTransformation:
+def _muon(
+    section: ml_collections.ConfigDict, rate: float | optax.Schedule, decay: dict[str, Any]
+) -> optax.GradientTransformation:
     """Muon for matrices, scaled as in Liu et al. 2025 (arXiv 2502.16982), equation 4; Adam for all else."""
 
     def matrices(params: PyTree) -> PyTree:
         return jax.tree.map(lambda leaf: jnp.ndim(leaf) == 2, params)
 
-    def as_large(update: Any) -> Any:
+    def as_large(update: PyTree) -> PyTree:
         # optax's has a root mean square of 1 / sqrt(rows).
         return jax.tree.map(lambda u: u * _MUON_RMS * u.shape[0] ** 0.5, update)
 

@@ -6,10 +6,10 @@ import jax
 
 from decoupled.learning.learner import Learner
 from decoupled.learning.state import LearnerState
-from decoupled.types import Array
+from decoupled.types import PyTree
 
 
-def describe_modules(learner: Learner, state: LearnerState, x: Array) -> list[dict[str, Any]]:
+def describe_modules(learner: Learner, state: LearnerState, x: PyTree) -> list[dict[str, Any]]:
     """One entry a module: its name, output shape, parameters, and the estimator above it.
 
     Args:

@@ -8,7 +8,6 @@ estimator, and the similarity loss, which compares the examples of one device.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
@@ -19,10 +18,11 @@ from decoupled.data import Preprocess
 from decoupled.errors import UsageError
 from decoupled.learning.learner import Learner
 from decoupled.parallel.pipeline import make_mesh
+from decoupled.shapes import Integer, Shaped
 from decoupled.training.execution import Execution
 from decoupled.training.objectives import Metric
 from decoupled.training.step import advance, prepare, train_step
-from decoupled.types import Array
+from decoupled.types import Array, PyTree
 
 AXIS = "data"
 
@@ -69,7 +69,7 @@ def by_pmap(learner: Learner, preprocess: Preprocess, metric: Metric, mesh: Mesh
     devices = mesh.devices.ravel().tolist()
     replicated, in_rows = NamedSharding(mesh, P()), NamedSharding(mesh, P(AXIS))
 
-    def split(rows: Array) -> Array:
+    def split(rows: Shaped[Array, "batch *shape"]) -> Shaped[Array, "devices rows *shape"]:
         return rows.reshape(len(devices), -1, *rows.shape[1:])
 
     def split_inputs(step: Array, images: Array, labels: Array, key: Array) -> tuple[Array, Array, Array]:
@@ -86,11 +86,13 @@ def by_pmap(learner: Learner, preprocess: Preprocess, metric: Metric, mesh: Mesh
         donate_argnums=(0, 1),
     )
 
-    def compile_step(state: Any, totals: Any, images: Array, labels: Array, key: Array) -> Callable:
+    def compile_step(state: PyTree, totals: PyTree, images: Array, labels: Array, key: Array) -> Callable:
         first = split_inputs.lower(state.step, images, labels, key).compile()
         second = update.lower(state, totals, *first(state.step, images, labels, key)).compile()
 
-        def step(state: Any, totals: Any, images: Array, labels: Array, key: Array) -> tuple[Any, Any]:
+        def step(
+            state: PyTree, totals: PyTree, images: Array, labels: Array, key: Array
+        ) -> tuple[PyTree, PyTree]:
             return second(state, totals, *first(state.step, images, labels, key))
 
         return step
@@ -167,7 +169,7 @@ def _over(mesh: Mesh, compile_step: Callable) -> Execution:
     # Under jit, which does not mind that every process starts from a copy of its own.
     place_state = jax.jit(lambda state: state, out_shardings=replicated)
 
-    def rows(batch_size: int) -> np.ndarray:
+    def rows(batch_size: int) -> Integer[np.ndarray, " rows"]:
         slices = in_rows.addressable_devices_indices_map((batch_size,)).values()
         return np.sort(np.concatenate([np.arange(batch_size)[index] for index in slices if index]))
 

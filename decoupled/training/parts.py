@@ -86,7 +86,9 @@ def flax_variables(learner: Learner, state: LearnerState) -> dict[str, Any]:
     return _variables(learner.modules, [m.params for m in whole.modules], [m.state for m in whole.modules])
 
 
-def _variables(modules: Sequence[Module], params: Sequence[Any], states: Sequence[Any]) -> dict[str, Any]:
+def _variables(
+    modules: Sequence[Module], params: Sequence[PyTree], states: Sequence[PyTree]
+) -> dict[str, Any]:
     layers = list(_layers(modules, params, states))
     variables: dict[str, Any] = {}
     names = told_apart([layer.name for layer, _, _ in layers])
@@ -106,8 +108,8 @@ def _variables(modules: Sequence[Module], params: Sequence[Any], states: Sequenc
 
 
 def _layers(
-    modules: Sequence[Module], params: Sequence[Any], states: Sequence[Any]
-) -> Iterator[tuple[Module, Any, Any]]:
+    modules: Sequence[Module], params: Sequence[PyTree], states: Sequence[PyTree]
+) -> Iterator[tuple[Module, PyTree, PyTree]]:
     """Each module with what it owns, or its parts where it has no name but theirs."""
     for module, own_params, own_state in zip(modules, params, states, strict=True):
         if module.parts and module.name == joined_name(module.parts):
@@ -140,12 +142,12 @@ def _place(learner: Learner, name: str, links: int) -> tuple[int, int | None]:
     raise UsageError(f"{found} called {name!r}: choose one of {', '.join(names)}")
 
 
-def _get(learner: Learner, states: Sequence[Any], name: str) -> Any:
+def _get(learner: Learner, states: Sequence[PyTree], name: str) -> PyTree:
     k, slot = _place(learner, name, len(states))
     return states[k] if slot is None else take(states[k], slot)
 
 
-def _set(learner: Learner, states: Sequence[Any], name: str, new: Any) -> tuple[Any, ...]:
+def _set(learner: Learner, states: Sequence[PyTree], name: str, new: PyTree) -> tuple[PyTree, ...]:
     k, slot = _place(learner, name, len(states))
     new = new if slot is None else put(states[k], new, slot)
     return (*states[:k], new, *states[k + 1 :])

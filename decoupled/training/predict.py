@@ -16,6 +16,7 @@ import numpy as np
 
 from decoupled.data.augment import standardise
 from decoupled.errors import DataError, UsageError
+from decoupled.shapes import AnyArray, Shaped
 from decoupled.training import evaluated, load_trained
 from decoupled.training.builder import make_learner_of
 from decoupled.training.config_checks import own_names
@@ -26,9 +27,7 @@ from decoupled.types import Array
 _KINDS = (jnp.floating, jnp.integer, jnp.bool_)
 
 
-def load_predictor(
-    workdir: str | os.PathLike[str], which: str = "trained"
-) -> Callable[[np.ndarray | Array], Array]:
+def load_predictor(workdir: str | os.PathLike[str], which: str = "trained") -> Callable[[AnyArray], Array]:
     """The network of a run, with the normalisation of what comes in that it was trained with.
 
     Args:
@@ -68,7 +67,7 @@ def load_predictor(
     state = evaluated(load_trained(workdir, like, which))
     network = jax.jit(lambda state, images: learner.predict(state, inputs(images)).astype(jnp.float32))
 
-    def predict(images: np.ndarray | Array) -> Array:
+    def predict(images: Shaped[AnyArray, "batch *shape"]) -> Shaped[Array, "batch *outputs"]:
         if images.shape[1:] != shape or not _serves(images.dtype, dtype, statistics[0] is not None):
             raise UsageError(
                 f"images are {images.dtype} of shape {images.shape}, but this network takes {dtype} of"

@@ -10,6 +10,7 @@ from jax.experimental import multihost_utils
 from decoupled.errors import DataError, UsageError
 from decoupled.training.checkpoints import Saved, from_host, to_host
 from decoupled.training.execution import Execution
+from decoupled.types import PyTree
 
 
 def check_data(fingerprint: str, source: str, saved: Saved | None) -> None:
@@ -42,10 +43,10 @@ def resume(
     changes: Sequence[str],
     last: int,
     step: Callable,
-    state: Any,
-    totals: Any,
+    state: PyTree,
+    totals: PyTree,
     *arguments: Any,
-) -> tuple[Any, Any, int]:
+) -> tuple[PyTree, PyTree, int]:
     """The (state, totals, number of steps done) to go on from.
 
     Args:
@@ -87,5 +88,5 @@ def resume(
     return *execution.place_state(restored), steps
 
 
-def _from_first_process(tree: Any) -> Any:
+def _from_first_process(tree: PyTree) -> PyTree:
     return tree if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(tree)

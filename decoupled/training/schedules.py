@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from decoupled.extras import extra
 from decoupled.types import Array
@@ -73,7 +74,7 @@ def _step(section: ml_collections.ConfigDict, span: _Span) -> optax.Schedule:
     length = span.warmup + span.rest
     falls = [round(fraction * length) - span.warmup for fraction in section.step_boundaries]
 
-    def rate(count: Any) -> Array:
+    def rate(count: ArrayLike) -> Array:
         fallen = sum(jnp.where(count >= fall, 1, 0) for fall in falls)
         return section.learning_rate * jnp.power(jnp.float32(section.step_factor), fallen)
 
@@ -85,7 +86,7 @@ def _straight(peak: float, warmup: int) -> optax.Schedule:
 
 
 def _half_wave(peak: float, warmup: int) -> optax.Schedule:
-    def rate(count: Any) -> Array:
+    def rate(count: ArrayLike) -> Array:
         risen = (1 - jnp.cos(math.pi * count / warmup)) / 2
         return peak * (_ONE_CYCLE_STARTS_AT + (1 - _ONE_CYCLE_STARTS_AT) * risen)
 

@@ -17,7 +17,7 @@ from decoupled.parallel.pipeline import PipelineState, make_pipeline
 from decoupled.training.execution import Execution
 from decoupled.training.objectives import Metric
 from decoupled.training.step import Totals, add_step, prepare
-from decoupled.types import Array, Key
+from decoupled.types import Array, Key, PyTree
 
 
 def by_dispatch(learner: Learner, preprocess: Preprocess, metric: Metric) -> Execution:
@@ -27,7 +27,9 @@ def by_dispatch(learner: Learner, preprocess: Preprocess, metric: Metric) -> Exe
 
     add = jax.jit(partial(add_step, metric=metric), donate_argnums=0)
 
-    def step(state: LearnerState, totals: Totals, images: Array, labels: Array, key: Key) -> Any:
+    def step(
+        state: LearnerState, totals: Totals, images: Array, labels: Array, key: Key
+    ) -> tuple[LearnerState, Totals]:
         inputs, update_key = make_ready(state.step, images, key)
         state, metrics = update(state, inputs, labels, update_key)
         return state, add(totals, metrics, labels)
@@ -65,7 +67,9 @@ def by_pipeline(learner: Learner, preprocess: Preprocess, metric: Metric, mesh: 
     def whole_state(state: LearnerState | PipelineState) -> LearnerState:
         return pipeline.join(state) if isinstance(state, PipelineState) else state
 
-    def warm_up(steps: int, step: Callable, state: Any, totals: Any, *arguments: Any) -> Any:
+    def warm_up(
+        steps: int, step: Callable, state: PyTree, totals: Totals, *arguments: Any
+    ) -> tuple[PyTree, Totals]:
         # What waits between stages has come to its full number once a target has come all the way down.
         for _ in range(min(steps, 2 * mesh.shape["stage"])):
             state, totals = step(state, totals, *arguments)
@@ -78,7 +82,7 @@ def by_pipeline(learner: Learner, preprocess: Preprocess, metric: Metric, mesh: 
         state = jax.tree.map(place, like, restored)
         return state, _totals_of(state)
 
-    def of_each_link(state: LearnerState | PipelineState) -> tuple[Any, Any]:
+    def of_each_link(state: LearnerState | PipelineState) -> tuple[PyTree, PyTree]:
         if isinstance(state, LearnerState):
             return state.modules, state.estimators
         chains = [stage.chain for stage in state.stages]
@@ -94,7 +98,7 @@ def by_pipeline(learner: Learner, preprocess: Preprocess, metric: Metric, mesh: 
     )
 
 
-def _on_whole_batches(devices: int, step: Any) -> Execution:
+def _on_whole_batches(devices: int, step: Callable) -> Execution:
     """One process, which hands whole batches to `step`; its programs are compiled when first run."""
     return Execution(
         devices=devices,

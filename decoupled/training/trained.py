@@ -12,12 +12,14 @@ import orbax.checkpoint as ocp
 
 from decoupled.errors import DataError, TrainingError, UsageError
 from decoupled.learning.state import LearnerState
+from decoupled.shapes import AnyArray
 from decoupled.training.checkpoints import first_line, one_process, quiet
+from decoupled.types import PyTree
 
 _TRAINED, _BEST = "trained", "best"
 
 
-def save_trained(workdir: Path, state: LearnerState) -> None:
+def save_trained(workdir: Path, state: PyTree) -> None:
     """Writes the state at a run's end into its workdir, whole or not at all; one process does so for all.
 
     Args:
@@ -29,7 +31,7 @@ def save_trained(workdir: Path, state: LearnerState) -> None:
     _save(workdir / _TRAINED, state)
 
 
-def save_best(workdir: Path, state: LearnerState, step: int) -> None:
+def save_best(workdir: Path, state: PyTree, step: int) -> None:
     """As `save_trained`, of the best state so far, which is that of `step`; those before it stay."""
     _save(workdir / _BEST / str(step), state)
 
@@ -78,7 +80,7 @@ def load_trained(
         raise DataError(f"{path} is damaged, or of another network: {first_line(error)}") from error
 
 
-def _save(path: Path, state: LearnerState) -> None:
+def _save(path: Path, state: PyTree) -> None:
     on_host = jax.device_get(state)  # No device arrays: orbax would ask the other processes for theirs.
     try:
         path.parent.mkdir(exist_ok=True)  # Not its parents: a workdir that is gone stays so.
@@ -106,11 +108,11 @@ def _checkpointer() -> Iterator[ocp.Checkpointer]:
             yield checkpointer
 
 
-def _shape(leaf: jax.Array) -> jax.ShapeDtypeStruct:
+def _shape(leaf: jax.Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
 
 
-def _check_shape(leaf: jax.Array, like: jax.Array) -> None:
+def _check_shape(leaf: AnyArray, like: jax.Array | jax.ShapeDtypeStruct) -> None:
     """Orbax gives what it finds."""
     if leaf.shape != like.shape or leaf.dtype != like.dtype:
         raise ValueError(f"{leaf.dtype}{list(leaf.shape)} where {like.dtype}{list(like.shape)} should be")

@@ -12,7 +12,6 @@ from typing import Any, Self, TypeAlias
 from tensorboardX import SummaryWriter
 
 from decoupled.errors import TrainingError, UsageError
-from decoupled.learning.state import LearnerState
 from decoupled.training.checkpoints import Checkpoints, Saved
 from decoupled.training.going_on import changes_to_go_on_with
 from decoupled.training.lock import locked
@@ -163,11 +162,11 @@ class Workdir:
                     tag = f"{kind}/{name}" + (f"/boundary_{index}" if index != "" else "")
                     self._events.add_scalar(tag, number, step)
 
-    def save(self, state: LearnerState) -> None:
+    def save(self, state: PyTree) -> None:
         """Stores the trained network; `load_trained` reads it."""
         save_trained(self.path, state)
 
-    def save_best(self, state: LearnerState, step: int) -> None:
+    def save_best(self, state: PyTree, step: int) -> None:
         """Stores the best network so far, which is that of `step`; `load_trained` reads it too."""
         save_best(self.path, state, step)
 
@@ -220,10 +219,10 @@ class NoWorkdir:
     def log(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Nothing."""
 
-    def save(self, state: LearnerState) -> None:
+    def save(self, state: PyTree) -> None:
         """Nothing."""
 
-    def save_best(self, state: LearnerState, step: int) -> None:
+    def save_best(self, state: PyTree, step: int) -> None:
         """Nothing."""
 
     def finish(self, summary: dict[str, Any], render: Render) -> None:

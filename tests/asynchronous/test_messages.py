@@ -1,6 +1,8 @@
 """What travels arrives as it was, or not at all."""
 
 import multiprocessing
+from multiprocessing.connection import Connection
+from unittest.mock import create_autospec
 
 import jax
 import jax.numpy as jnp
@@ -54,10 +56,9 @@ def test_half_a_message_is_an_end_of_the_pipe(pipe, cut_after):
     ours, theirs = pipe
     written = []
 
-    class Recorder:
-        send_bytes = staticmethod(lambda data: written.append(bytes(data)))
-
-    send(Recorder, Input(0, np.arange(4.0), np.arange(4)))
+    recorder = create_autospec(Connection, instance=True)
+    recorder.send_bytes.side_effect = lambda data: written.append(bytes(data))
+    send(recorder, Input(0, np.arange(4.0), np.arange(4)))
     for data in written[:cut_after]:
         theirs.send_bytes(data)
     theirs.close()

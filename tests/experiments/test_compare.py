@@ -21,6 +21,7 @@ from decoupled.training import Workdir, train_and_evaluate
 from decoupled.training.methods import METHODS
 from experiments import compare
 from experiments.compare_page import cosines_figure
+from experiments.forms import form_of
 from tests.commands import run
 
 
@@ -70,14 +71,21 @@ def test_the_table_says_what_each_method_is(compared):
     assert page.count("<svg") == 2
 
 
-def test_every_method_has_a_row_and_a_form():
+def test_every_row_has_a_form_of_its_own():
+    config = compare.sized(compare_config.get_config())
+    forms = {name: form_of(compare.config_of(config, row)) for name, row in compare.all_rows().items()}
+    assert len({*forms.values()}) == len(forms)
+    assert forms.keys().isdisjoint(forms.values())  # the name of a method that has none
+    # What each is, docs/methods.md says too: tests/test_docs.py.
+
+
+def test_every_method_has_a_row():
     rows = compare.all_rows()
     assert METHODS.keys() - rows.keys() == {"convolutional"}
     assert next(iter(rows)) == "backprop"
     config = compare.sized(compare_config.get_config())
     for name in ("probe", "mean_teacher", "linear", "linear_unconditional", "sign_symmetric"):
-        told = compare.declared(compare.job_of(config, rows[name]))
-        assert told["form"]
+        told = compare.declared(config, rows[name], compare.job_of(config, rows[name]))
         assert told["trained"] == (name != "sign_symmetric")
         assert told["estimate_sees_labels"] == (name in ("probe", "linear"))
         assert told["fit_sees_labels"] == (name in ("probe", "mean_teacher", "linear"))

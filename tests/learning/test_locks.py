@@ -1,6 +1,7 @@
 """Oracle 6: the locks that an estimator's declaration implies are those of its data flow."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -69,7 +70,7 @@ def test_locks_are_those_of_the_data_flow(name):
 def test_an_estimator_sees_what_it_says_and_no_more(name):
     estimator = METHODS[name]
     rng = np.random.default_rng(0)
-    h = rng.normal(size=(8, 4)).astype(np.float32)
+    h = jnp.asarray(rng.normal(size=(8, 4)), jnp.float32)
     y = np.arange(8) % helpers.CLASSES
     signal = {
         Reads.NOTHING: None,

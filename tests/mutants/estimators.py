@@ -74,8 +74,8 @@ MUTANTS = (
     Mutant(
         "kickback said to wait for the module above",
         "decoupled/estimators/kickback.py",
-        "None, Reads.ERROR, form=form",
-        "None, Reads.INCOMING, form=form",
+        "None, Reads.ERROR, sees_y",
+        "None, Reads.INCOMING, sees_y",
         ("tests/estimators/test_reads.py",),
     ),
     Mutant(

@@ -154,7 +154,7 @@ MUTANTS = (
         (_LEARNER + "test_true_gradients_give_backprop[0.5-none]",),
     ),
     Mutant(
-        "optimizer state of a module that sits out moves",
+        "optimizer state of a module that is not updated moves",
         _WALK,
         "    return jax.tree.map(lambda n, o: jnp.where(active, n, o), new, old)",
         "    chosen = jax.tree.map(lambda n, o: jnp.where(active, n, o), new, old)\n"
@@ -162,7 +162,7 @@ MUTANTS = (
         _SITS_OUT,
     ),
     Mutant(
-        "estimator below a module that sits out is fitted",
+        "estimator below a module that is not updated is fitted",
         _WALK,
         "            fitted = chosen(taking_part, fitted, old)\n",
         "",

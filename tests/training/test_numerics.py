@@ -15,7 +15,9 @@ from decoupled.learning.watch import Watch
 from decoupled.training import Workdir, builder, loop, read_metrics, train_and_evaluate
 from decoupled.training.builder import build
 from decoupled.training.monitor import Monitor
+from decoupled.training.progress import Progress
 from decoupled.training.step import Totals
+from decoupled.training.workdir import NoWorkdir
 
 
 def run(path, **changes):
@@ -75,7 +77,7 @@ def test_a_bad_batch(skip, tmp_path, monkeypatch):
     assert second["loss"] > 0
 
 
-class Listener:
+class Listener(NoWorkdir, Progress):
     """Stands in for a run's workdir and progress."""
 
     path = "run"

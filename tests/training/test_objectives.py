@@ -17,7 +17,9 @@ from decoupled.training import own_names
 from decoupled.training.builder import build
 from decoupled.training.monitor import Monitor
 from decoupled.training.objectives import LOSSES, METRICS, Metric, own_metric
+from decoupled.training.progress import Progress
 from decoupled.training.step import evaluator
+from decoupled.training.workdir import NoWorkdir
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(size=(7, 5, 4)).astype(np.float32)
@@ -77,8 +79,9 @@ def test_evaluation_counts_every_example_once(loss, metric, outputs, y):
     np.testing.assert_allclose(found["loss"], np.mean(losses), rtol=1e-5)
 
 
-class Listener:
-    last_checkpoint = None
+class Listener(NoWorkdir, Progress):
+    def __init__(self):
+        self.logged = self.said = None
 
     def log(self, kind, step, values):
         self.logged = json.dumps(values, allow_nan=False)

@@ -1,0 +1,46 @@
+"""What stands in the place of dL/dh in each row of the comparison, as a formula for tables."""
+
+from ml_collections import ConfigDict
+
+_OF_RULE = {
+    "feedback_alignment": "dL/dh, by B for W",
+    "sign_symmetric": "dL/dh, by sign(W)|B|",
+}
+_OF_METHOD = {
+    "backprop": "dL/dh",
+    "convolutional": "convolutional(h, y)",
+    "direct_feedback_alignment": "error B",
+    "direct_random_target_projection": "-y B",
+    "kickback": "error A, A of 0 and 1",
+    "linear": "hA + yB + c",
+    "local_loss": "dl/dh, l of an auxiliary head",
+    "loss_shaped": "(softmax(hW' + b) - y)V",
+    "mean_teacher": "(p - q)W', p = softmax(hW + b) taught by q(h)",
+    "mlp": "mlp(h, y)",
+    "noise": "ε ~ N(0, s)",
+    "probe": "dl(hW + b, y)/dh",
+    "recursive_least_squares": "(h, y, 1)K",
+    "similarity": "dl/dh, l = |S(hM) - S(y)|² and a probe's",
+}
+# Where config.estimator.conditioned is False, and that makes a difference.
+_WITHOUT_LABELS = {
+    "convolutional": "convolutional(h)",
+    "linear": "hA + c",
+    "loss_shaped": "softmax(hW' + b)V + c",
+    "mlp": "mlp(h)",
+    "recursive_least_squares": "(h, 1)K",
+}
+
+
+def form_of(config: ConfigDict) -> str:
+    """Of the estimate in a run with this config; a method of one's own is called by its name."""
+    rule = config.model.backward_rule
+    return _form(config.estimator, config.estimator.name) if rule == "exact" else _OF_RULE[rule]
+
+
+def _form(section: ConfigDict, name: str) -> str:
+    if name == "bp_lambda":
+        lam, mixed = section.bp_lambda.lam, _form(section, section.bp_lambda.estimator)
+        return f"{1 - lam:g} [{mixed}] + {lam:g} dL/dh"
+    labelled = _OF_METHOD.get(name, name)
+    return labelled if section.conditioned else _WITHOUT_LABELS.get(name, labelled)
