@@ -8,11 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import jax
-import orbax.checkpoint as ocp
 
 from decoupled.errors import DataError, TrainingError, UsageError
+from decoupled.extras import extra
 from decoupled.learning.state import LearnerState
 from decoupled.training.checkpoints import first_line, one_process, quiet
+
+with extra("train"):
+    import orbax.checkpoint as ocp
 
 _TRAINED, _BEST = "trained", "best"
 
