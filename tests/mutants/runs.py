@@ -11,22 +11,22 @@ MUTANTS = (
     Mutant(
         "the same order of examples in every epoch",
         _DATASET,
-        "order = np.random.default_rng((seed, epoch)).permutation(len(split))",
-        "order = np.random.default_rng(seed).permutation(len(split))",
+        "order = np.random.default_rng((seed, epoch)).permutation(count)",
+        "order = np.random.default_rng(seed).permutation(count)",
         _BATCHES,
     ),
     Mutant(
         "the same order of examples for every seed",
         _DATASET,
-        "order = np.random.default_rng((seed, epoch)).permutation(len(split))",
-        "order = np.random.default_rng(epoch).permutation(len(split))",
+        "order = np.random.default_rng((seed, epoch)).permutation(count)",
+        "order = np.random.default_rng(epoch).permutation(count)",
         _EXAMPLES,
     ),
     Mutant(
-        "labels of the first batch with every batch",
+        "labels of the first examples with every batch",
         _DATASET,
-        "yield split.images[chosen], split.labels[chosen]",
-        "yield split.images[chosen], split.labels[order[:batch_size][rows]]",
+        "return split.images[chosen], split.labels[chosen]",
+        "return split.images[chosen], split.labels[: len(chosen)]",
         _BATCHES,
     ),
     Mutant(
@@ -68,8 +68,8 @@ MUTANTS = (
     Mutant(
         "examples that fill up the last batch are counted",
         "decoupled/training/step.py",
-        "real = np.arange(batch_size) < len(labels)",
-        "real = np.arange(batch_size) >= 0",
+        "real = wanted < count",
+        "real = wanted >= 0",
         _EXAMPLES,
     ),
     Mutant(
@@ -95,9 +95,9 @@ MUTANTS = (
     ),
     Mutant(
         "a run ends without a checkpoint of its end",
-        "decoupled/training/loop.py",
-        "keep = stop or done == last or (",
-        "keep = stop or (",
+        "decoupled/training/inner_loop.py",
+        "keep = stop or done == pace.last or _is_due",
+        "keep = stop or _is_due",
         ("tests/training/test_going_on.py",),
     ),
 )
