@@ -28,6 +28,10 @@ class Preprocess(NamedTuple):
     deviation: np.ndarray | None
 
 
+# Inputs as they are, of any structure.
+AS_THEY_ARE = Preprocess(lambda key, inputs: inputs, lambda inputs: inputs, None, None)
+
+
 def preprocess(train_images: np.ndarray, crop_padding: int = 0, flip: bool = False) -> Preprocess:
     """Standardises each channel by the training images' mean and deviation, after augmentation.
 

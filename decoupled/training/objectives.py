@@ -138,7 +138,7 @@ def own_metric(where: str, name: str, found: Any) -> Metric:
     return metric
 
 
-def checked_scores(scores: Any, batch: int) -> Array:
+def checked_scores(scores: Any, batch: int, where: str = "config.metric") -> Array:
     """The values of a metric as they are, if there is one an example.
 
     Raises:
@@ -147,7 +147,6 @@ def checked_scores(scores: Any, batch: int) -> Array:
     if getattr(scores, "shape", None) != (batch,):
         told = getattr(scores, "shape", None) or f"a {type(scores).__name__}"
         raise UsageError(
-            f"config.metric gives {told} for a batch of {batch}, but must give one number an example,"
-            f" ({batch},)"
+            f"{where} gives {told} for a batch of {batch}, but must give one number an example, ({batch},)"
         )
     return scores
