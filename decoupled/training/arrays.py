@@ -39,13 +39,14 @@ def arrays_of(what: str, given: Any) -> Arrays:
     Raises:
       UsageError: it is something else, holds what is no array of numbers, or arrays of unequal lengths.
     """
-    if not isinstance(given, (tuple, list)) or len(given) not in (2, 3):
-        told = f"{len(given)} things" if isinstance(given, (tuple, list)) else f"a {type(given).__name__}"
+    parts = tuple(given) if isinstance(given, (tuple, list)) else ()
+    if len(parts) not in (2, 3):
+        told = f"of {len(parts)} parts" if isinstance(given, (tuple, list)) else f"a {type(given).__name__}"
         raise UsageError(
             f"{what} is {told}, but must be a pair (x, y), or (x, y, weight); y is None for a loss that has"
             " no use for it"
         )
-    x, y, weight = (*given, None)[:3]
+    x, y, weight = (*parts, None)[:3]
     found = jax.tree_util.tree_map_with_path(
         lambda path, leaf: _array(what, path, leaf), {"x": x, "y": y, "weight": weight}
     )

@@ -186,26 +186,26 @@ def _train(job: _Job, requests: StopRequests, folder: Any) -> tuple[Position, li
     history: list[dict[str, Any]] = []
     ended, speed = False, 0.0  # by a callback; in examples a second
 
-    # As in train.py's runs, so that these are the same.
-    init_key, step_key = jax.random.split(jax.random.key(job.seed))
-    first = take(train, np.arange(batch_size))
-    position = Position(jax.jit(learner.init)(init_key, first.x, first.y), no_totals(learner), done=0)
     saved = None if folder is None else folder.latest()
     if saved is not None and saved.step > last:
         raise UsageError(
             f"{folder.path} holds {saved.step // per_epoch} epochs, but epochs is {epochs}: choose as many,"
             " or another workdir"
         )
-    finished = saved is not None and (saved.step == last or saved.notes["ended"] == epochs)
-    execution = one_device(learner, AS_THEY_ARE, metric)
-    if not finished:
-        weight = () if first.weight is None else (first.weight,)
-        compiled = execution.compile_step(*position[:2], first.x, first.y, step_key, *weight)
+    # As in train.py's runs, so that these are the same.
+    init_key, step_key = jax.random.split(jax.random.key(job.seed))
+    first = take(train, np.arange(batch_size))
+    start = jax.jit(learner.init)(init_key, first.x, first.y), no_totals(learner)
+    position = Position(*start, done=0)
     if saved is not None:
-        state, totals = folder.restored(saved, position[:2])
-        position, history = Position(state, totals, saved.step), saved.notes["history"]
-        if finished:
+        state, totals = folder.restored(saved, start)
+        position = Position(state, totals, saved.step)
+        history = saved.notes["history"]
+        if saved.step == last or saved.notes["ended"] == epochs:
             return position, history
+    execution = one_device(learner, AS_THEY_ARE, metric)
+    weight = () if first.weight is None else (first.weight,)
+    compiled = execution.compile_step(*start, first.x, first.y, step_key, *weight)
     evaluate = evaluator(learner, AS_THEY_ARE, batch_size, execution, metric)
     clock = Clock(Times(reported_at=position.done))
 
