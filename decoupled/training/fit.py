@@ -14,6 +14,7 @@ import numpy as np
 from decoupled.data.augment import AS_THEY_ARE
 from decoupled.data.dataset import rows_from, take
 from decoupled.errors import TrainingError, UsageError
+from decoupled.estimators.checks import check_weight
 from decoupled.extras import extra
 from decoupled.learning.learner import Learner
 from decoupled.learning.stack import Stack
@@ -128,6 +129,9 @@ def fit(
         check_alike(train, held)
     _check_lengths(epochs, batch_size, train.examples)
     learner = learner_of(learner, estimator, train.y)
+    for what, arrays in (("data", train), ("validation", held)):
+        if arrays is not None and arrays.weight is not None:
+            check_weight(what, jnp.asarray(arrays.weight), arrays.x, learner.rules.batch_axes)
     metric = metric_of(metric, learner, train.y)
     job = _Job(
         learner=learner,
@@ -206,6 +210,7 @@ def _train(job: _Job, requests: StopRequests, folder: Any) -> tuple[Position, li
     execution = one_device(learner, AS_THEY_ARE, metric)
     weight = () if first.weight is None else (first.weight,)
     compiled = execution.compile_step(*start, first.x, first.y, step_key, *weight)
+    del start, first  # of no use any more where another state was restored
     evaluate = evaluator(learner, AS_THEY_ARE, batch_size, execution, metric)
     clock = Clock(Times(reported_at=position.done))
 

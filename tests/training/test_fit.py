@@ -182,14 +182,14 @@ def test_means_are_weighted_and_evaluation_leaves_nothing_out():
     assert unweighted["validation_loss"] == pytest.approx(-log_p[np.arange(EXAMPLES), Y].mean(), rel=1e-5)
 
 
-def interrupting(at):
-    """A callback that presses ^C after an epoch: training then ends after the first step of the next."""
+def interrupting(at, number=signal.SIGINT):
+    """A callback that sends ^C after an epoch: training then ends after the first step of the next."""
 
-    def press(epoch):
+    def send(epoch):
         if epoch.epoch == at:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
 
-    return press
+    return send
 
 
 def test_interrupted_and_gone_on_further_is_as_never_interrupted(tmp_path, capsys):
@@ -197,8 +197,14 @@ def test_interrupted_and_gone_on_further_is_as_never_interrupted(tmp_path, capsy
     data = (X, Y, np.linspace(0.5, 2, EXAMPLES, dtype=np.float32))
     options = {"validation": (X, Y), "epochs": 3}
     whole = quiet(learner, data, **options)
-    shorter = {**options, "epochs": 2, "callbacks": [interrupting(1)], "workdir": tmp_path / "new"}
-    stopped = quiet(learner, data, **shorter)
+    shorter = {"epochs": 2, "callbacks": [interrupting(1, signal.SIGTERM)], "workdir": tmp_path / "new"}
+    came = []
+    before = signal.signal(signal.SIGTERM, lambda *_: came.append(sorted(tmp_path.rglob("checkpoints/*"))))
+    try:
+        stopped = quiet(learner, data, **{**options, **shorter})
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert [path.name for path in came[0]] == ["2", "3"]  # does what it would have done, but later
     assert capsys.readouterr().err == ""
     assert (stopped.interrupted, int(stopped.state.step), len(stopped.history)) == (True, 3, 1)
     seen = []
@@ -338,6 +344,12 @@ SG = estimators.linear()
         ),
         (classifier(), (X, Y, np.ones(10)), {}, "x has 11 examples, but weight has 10"),
         (classifier(), (X, Y, np.zeros(EXAMPLES)), {}, "every weight is 0"),
+        (
+            classifier(),
+            (X, Y),
+            {"validation": (X, Y, np.ones((EXAMPLES, 5)))},
+            "^validation: weight has shape",
+        ),
         (classifier(), (X.tolist(), Y), {}, r"x\[0\]\[0\] is 0.12573021.*give arrays of numbers"),
         (classifier(), (X, Y.astype(str)), {}, "y is of type <U21: give arrays of numbers"),
         (classifier(), (X[:0], Y[:0]), {}, "there is no example in it"),
