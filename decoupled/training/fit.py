@@ -145,10 +145,11 @@ def fit(
         show=Progress if progress else SilentProgress,
     )
     signals = (signal.SIGINT,) if workdir is None else (signal.SIGINT, signal.SIGTERM)
-    with _opened(workdir, job) as folder, StopRequests(signals) as requests:
+    facts = {"seed": seed, "batch_size": batch_size, "metric": metric.name}
+    with _opened(workdir, facts, train, held) as folder, StopRequests(signals) as requests:
         position, history = _train(job, requests, folder)
-    if position.stopped == signal.SIGTERM:
-        signal.raise_signal(position.stopped)  # which ends the program, as it would have at once
+    if requests.noted == signal.SIGTERM:  # even if it came after the last step
+        signal.raise_signal(requests.noted)  # which ends the program, as it would have at once
     return Fitted(position.state, history, learner, batch_size, interrupted=position.stopped != 0)
 
 
@@ -166,25 +167,21 @@ class _Job(NamedTuple):
     show: type[Progress]
 
 
-def _opened(workdir: str | os.PathLike[str] | None, job: _Job) -> contextlib.AbstractContextManager[Any]:
-    """The folder to go on from, or None."""
+def _opened(
+    workdir: str | os.PathLike[str] | None, facts: dict[str, Any], train: Arrays, held: Arrays | None
+) -> contextlib.AbstractContextManager[Any]:
+    """The folder to go on from, or None; the arrays are those that were given, wherever they are put."""
     if workdir is None:
         return contextlib.nullcontext()
     with extra("train"):
         from decoupled.training.fit_folder import FitFolder
-    facts = {"seed": job.seed, "batch_size": job.batch_size, "metric": job.metric.name}
-    return FitFolder(workdir, facts | {"data": fingerprint(job.train), "validation": fingerprint(job.held)})
+    return FitFolder(workdir, facts | {"data": fingerprint(train), "validation": fingerprint(held)})
 
 
 def _train(job: _Job, requests: StopRequests, folder: Any) -> tuple[Position, list[dict[str, Any]]]:
     """Where training has led, and its history."""
-    learner, train, metric, epochs, batch_size = (
-        job.learner,
-        job.train,
-        job.metric,
-        job.epochs,
-        job.batch_size,
-    )
+    learner, train, metric = job.learner, job.train, job.metric
+    epochs, batch_size = job.epochs, job.batch_size
     per_epoch = train.examples // batch_size
     last = per_epoch * epochs
     history: list[dict[str, Any]] = []
