@@ -30,6 +30,7 @@ from decoupled.learning.state import (
 from decoupled.modules import compose, cut, from_functions, from_linen, from_nnx
 from decoupled.modules.backward_rules import feedback_alignment, sign_symmetric, with_backward_rule
 from decoupled.parallel.pipeline import make_pipeline
+from decoupled.training.fit import fit
 from decoupled.types import Estimator, Module, ModuleVariables, Reads
 
 __version__ = "0.1.0"
@@ -62,6 +63,7 @@ __all__ = [
     "dispatched",
     "estimators",
     "feedback_alignment",
+    "fit",
     "from_functions",
     "from_linen",
     "from_nnx",

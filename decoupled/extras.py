@@ -1,7 +1,9 @@
 """Packages that not every use needs: which extra of this package installs them."""
 
-from collections.abc import Iterator
+import importlib
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from decoupled.errors import MissingPackage
 
@@ -23,3 +25,19 @@ def extra(name: str) -> Iterator[None]:
             raise
         message = f"{package} is missing: pip install '{__package__}[{name}]'"
         raise MissingPackage(message, name=package) from error
+
+
+def on_demand(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
+    """The `__getattr__` of a package that imports names when they are asked for, since some need an extra.
+
+    Args:
+      package: its `__name__`.
+      homes: of each name, the module in it that has it.
+    """
+
+    def get(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{package}.{homes[name]}"), name)
+
+    return get

@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 
 from decoupled.precision import at_least_float32
-from decoupled.shapes import AnyArray, Float, Real, Shaped
+from decoupled.shapes import AnyArray, Float, Shaped
 from decoupled.types import Array, PyTree
 
 
-def mean(values: Real[AnyArray, " batch"], weight: Shaped[AnyArray, " batch"] | None) -> Float[Array, ""]:
+def mean(values: Shaped[AnyArray, " batch"], weight: Shaped[AnyArray, " batch"] | None) -> Float[Array, ""]:
     """Of one number an example; 0 where no example counts."""
     if weight is None:
         return values.mean()

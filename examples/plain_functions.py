@@ -5,7 +5,6 @@ python -m examples.plain_functions
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from sklearn.datasets import load_digits
 
@@ -37,13 +36,10 @@ def main(steps: int = 400, batch_size: int = 64) -> float:
     boundaries = [estimators.loss_shaped(10, labels), estimators.linear(labels)]  # any mixture will do
     adam = optax.adam(2e-3)
     learner = decoupled.make_learner(modules, boundaries, losses.softmax_cross_entropy, adam, adam)
-    state = jax.jit(learner.init)(jax.random.key(0), x[:batch_size], y[:batch_size])
-    update = jax.jit(learner.update)
-    rng = np.random.default_rng(0)
-    for i in range(steps):
-        batch = rng.integers(1400, size=batch_size)
-        state, _ = update(state, x[batch], y[batch], jax.random.key(i))
-    accuracy = float((learner.predict(state, x[1400:]).argmax(-1) == y[1400:]).mean())
+    epochs = -(-steps // (1400 // batch_size))
+    training, held_back = (x[:1400], y[:1400]), (x[1400:], y[1400:])
+    result = decoupled.fit(learner, training, epochs=epochs, batch_size=batch_size, validation=held_back)
+    accuracy = result.history[-1]["validation_accuracy"]
     print(f"test accuracy {accuracy:.3f}")
     return accuracy
 

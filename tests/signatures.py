@@ -16,7 +16,6 @@ from beartype.roar import BeartypeCallHintParamViolation, BeartypeDecorHintPep67
 from jaxtyping import jaxtyped
 
 _CONFIG = BeartypeConf(is_pep484_tower=True)  # an int where a float is asked for
-_LEFT_OUT = ("decoupled.training.monitor",)
 
 
 def checked(function):
@@ -106,7 +105,7 @@ class _Loader(SourceFileLoader):
 
 class _Finder(MetaPathFinder):
     def find_spec(self, fullname, path=None, target=None):
-        if fullname.partition(".")[0] != "decoupled" or fullname in _LEFT_OUT:
+        if fullname.partition(".")[0] != "decoupled":
             return None
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is not None and isinstance(spec.loader, SourceFileLoader):

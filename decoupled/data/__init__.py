@@ -1,20 +1,22 @@
 """Data sets in host memory: one format a file, bytes in, checked labelled images out."""
 
-from decoupled.extras import extra
+from typing import TYPE_CHECKING
 
-with extra("train"):
-    from decoupled.data.augment import Preprocess, preprocess
-    from decoupled.data.dataset import (
-        Dataset,
-        Split,
-        batches_from,
-        batches_per_epoch,
-        hold_out,
-        shuffled_batches,
-    )
-    from decoupled.data.digits import digits
-    from decoupled.data.own import own_dataset
-    from decoupled.data.procedural import procedural
+from decoupled.data.augment import Preprocess, preprocess
+from decoupled.data.dataset import (
+    Dataset,
+    Split,
+    batches_from,
+    batches_per_epoch,
+    hold_out,
+    shuffled_batches,
+)
+from decoupled.data.digits import digits
+from decoupled.data.own import own_dataset
+from decoupled.data.procedural import procedural
+from decoupled.extras import on_demand
+
+if TYPE_CHECKING:
     from decoupled.data.published import FASHION_MNIST, MNIST, cifar10, cifar100, idx_dataset
 
 __all__ = [
@@ -35,3 +37,8 @@ __all__ = [
     "procedural",
     "shuffled_batches",
 ]
+
+__getattr__ = on_demand(
+    __name__,
+    dict.fromkeys(("FASHION_MNIST", "MNIST", "cifar10", "cifar100", "idx_dataset"), "published"),
+)

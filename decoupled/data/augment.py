@@ -10,7 +10,7 @@ import numpy as np
 
 from decoupled.errors import UsageError
 from decoupled.shapes import AnyArray, Float, Shaped, UInt8
-from decoupled.types import Array, Key
+from decoupled.types import Array, Key, PyTree
 
 
 class Preprocess(NamedTuple):
@@ -23,10 +23,14 @@ class Preprocess(NamedTuple):
         taken as they are.
     """
 
-    train: Callable[[Key, AnyArray], Array]
-    evaluate: Callable[[AnyArray], Array]
+    train: Callable[[Key, PyTree], PyTree]
+    evaluate: Callable[[PyTree], PyTree]
     mean: Float[np.ndarray, " channels"] | None
     deviation: Float[np.ndarray, " channels"] | None
+
+
+# Inputs as they are, of any structure.
+AS_THEY_ARE = Preprocess(lambda key, inputs: inputs, lambda inputs: inputs, None, None)
 
 
 def preprocess(

@@ -4,10 +4,12 @@ import hashlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from decoupled.errors import DataError, UsageError
 from decoupled.shapes import Integer, Shaped
+from decoupled.types import Array, PyTree
 
 
 class Split(NamedTuple):
@@ -122,10 +124,9 @@ def shuffled_batches(
 
     The examples left over, fewer than a batch, come up in other epochs. `rows` of each batch are returned.
     """
-    order = np.random.default_rng((seed, epoch)).permutation(len(split))
-    for i in range(start, batches_per_epoch(split, batch_size)):
-        chosen = order[i * batch_size : (i + 1) * batch_size][rows]
-        yield split.images[chosen], split.labels[chosen]
+    batches_per_epoch(split, batch_size)  # says if there is none
+    for chosen in shuffled_rows(len(split), batch_size, seed, epoch, start):
+        yield _taken(split, chosen[rows])
 
 
 def batches_from(
@@ -137,7 +138,39 @@ def batches_from(
     rows: slice | Integer[np.ndarray, " rows"],
 ) -> Iterator[tuple[Shaped[np.ndarray, "batch *shape"], Shaped[np.ndarray, "batch *label"]]]:
     """All batches of a run, epoch after epoch (counted from 1), but for the first `done`."""
-    finished, start = divmod(done, batches_per_epoch(split, batch_size))
+    batches_per_epoch(split, batch_size)
+    for chosen in rows_from(done, len(split), batch_size, seed, epochs):
+        yield _taken(split, chosen[rows])
+
+
+def _taken(split: Split, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return split.images[chosen], split.labels[chosen]
+
+
+def shuffled_rows(
+    count: int, batch_size: int, seed: int, epoch: int, start: int = 0
+) -> Iterator[np.ndarray]:
+    """Which of `count` examples make up each batch of an epoch, from number `start` on: (batch_size,)."""
+    order = np.random.default_rng((seed, epoch)).permutation(count)
+    for i in range(start, count // batch_size):
+        yield order[i * batch_size : (i + 1) * batch_size]
+
+
+def rows_from(done: int, count: int, batch_size: int, seed: int, epochs: int) -> Iterator[np.ndarray]:
+    """The same of a whole run, epoch after epoch (counted from 1), but for the first `done` batches."""
+    finished, start = divmod(done, count // batch_size)
     for epoch in range(finished + 1, epochs + 1):
-        yield from shuffled_batches(split, batch_size, seed, epoch, rows, start)
+        yield from shuffled_rows(count, batch_size, seed, epoch, start)
         start = 0
+
+
+def take(arrays: PyTree, rows: np.ndarray) -> PyTree:
+    """Some rows of every array: on the host of those of NumPy, of others where they are."""
+    return jax.tree.map(
+        lambda leaf: leaf[rows] if isinstance(leaf, np.ndarray) else _take(leaf, rows), arrays
+    )
+
+
+@jax.jit
+def _take(leaf: Array, rows: Array) -> Array:
+    return leaf.at[rows].get(mode="promise_in_bounds")

@@ -7,13 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pooch
-import requests
-from tqdm import tqdm
-
 from decoupled.data.files import opened
 from decoupled.errors import DataError
+from decoupled.extras import extra
 from decoupled.telling import tell
+
+with extra("train"):
+    import pooch
+    import requests
+    from tqdm import tqdm
 
 _CONNECT_SECONDS = 15
 # CIFAR-10, the largest published file, has 163 MiB.

@@ -12,12 +12,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from absl import logging
 
 from decoupled.errors import DataError, TrainingError
+from decoupled.extras import extra
 from decoupled.shapes import UInt8
 from decoupled.types import PyTree
+
+with extra("train"):
+    import orbax.checkpoint as ocp
 
 _KEPT = 2  # the latest, and the one before in case that is damaged
 

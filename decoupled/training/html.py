@@ -5,7 +5,10 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from matplotlib.figure import Figure
+from decoupled.extras import extra
+
+with extra("train"):
+    from matplotlib.figure import Figure
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }

@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, Self
 
@@ -23,14 +23,15 @@ class StopRequests:
       noted: the number of the signal that has come, or 0.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, signals: Sequence[int] = _SIGNALS) -> None:
         self.noted = 0
+        self._signals = signals
         self._before: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
 
     def begin(self) -> None:
         """To be called as soon as there is something to lose."""
         if threading.current_thread() is threading.main_thread():
-            for number in _SIGNALS:
+            for number in self._signals:
                 self._before[number] = signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:

@@ -17,6 +17,7 @@ from decoupled.learning.state import LearnerState
 from decoupled.learning.watch import read_watches
 from decoupled.training.clock import Clock, Times
 from decoupled.training.execution import Execution
+from decoupled.training.inner_loop import Between, Pace, Position, take_steps
 from decoupled.training.interruption import StopRequests, agreed
 from decoupled.training.monitor import Monitor
 from decoupled.training.objectives import Metric
@@ -124,7 +125,15 @@ def _train_and_evaluate(job: Job, workdir: Workdir | NoWorkdir, requests: StopRe
     at_once = min(1000, max(job.batch_size, 100))
     evaluate = evaluator(learner, job.preprocess, at_once, execution, job.metric)
 
-    def look(done: int, state: Any, batch: Any, measured: bool, epoch_ends: bool) -> None:
+    def check(done: int, state: Any) -> None:
+        monitor.check(done, read_watches(learner.chain, *execution.of_each_link(state)))
+
+    def report(done: int, totals: Totals) -> None:
+        totals = totals._replace(boundaries=learner.each_boundary(totals.boundaries))
+        speed = clock.report(done) * job.batch_size
+        monitor.training(done, done / steps_per_epoch, totals, speed)
+
+    def look(done: int, state: Any, batch: Any, measured: bool, epoch_ends: bool) -> bool:
         """Measures the network between two steps."""
         if measured:
             cosines = align(execution.whole_state(state), *batch, step_key)
@@ -136,6 +145,11 @@ def _train_and_evaluate(job: Job, workdir: Workdir | NoWorkdir, requests: StopRe
                 result = evaluate(execution.whole_state(state), job.validation)
                 if monitor.evaluation("validation", done, epoch, result):
                     workdir.save_best(execution.whole_state(state), done)
+        return False
+
+    def keep(done: int, state: Any, totals: Any) -> None:
+        notes = {"times": clock.times(), "monitor": monitor.notes(), "data": job.fingerprint}
+        workdir.checkpoint(done, execution.snapshot(state, totals), notes)
 
     def show_test(done: int, state: Any) -> None:
         """Not a part of any checkpoint: a run that goes on from the end of an epoch begins with this."""
@@ -143,6 +157,8 @@ def _train_and_evaluate(job: Job, workdir: Workdir | NoWorkdir, requests: StopRe
             result = evaluate(execution.whole_state(state), job.dataset.test)
             monitor.evaluation("test", done, done // steps_per_epoch, result)
 
+    measurements = job.alignment_every if learner.estimators else 0
+    pace = Pace(steps_per_epoch, last, job.log_every, measurements, job.checkpoint_every)
     show = Progress if jax.process_index() == 0 else SilentProgress
     with show(last) as progress:
         progress.say(
@@ -163,39 +179,22 @@ def _train_and_evaluate(job: Job, workdir: Workdir | NoWorkdir, requests: StopRe
             monitor.go_on(saved.notes["monitor"])
         requests.begin()
         show_test(done, state)
-        for batch in batches_from(done, train, job.batch_size, job.seed, job.epochs, rows):
-            batch = execution.place_batch(batch)
-            state, totals = step(state, totals, *batch, step_key)
-            done += 1
-            epoch_ends = done % steps_per_epoch == 0
-            reported = epoch_ends or done % job.log_every == 0
-            stop = agreed(requests.noted) if reported or jax.process_count() == 1 else 0
-            keep = stop or done == last or (job.checkpoint_every and done % job.checkpoint_every == 0)
-            measured = bool(learner.estimators) and (done % job.alignment_every == 0 or done == 1)
-            if reported or keep:
-                monitor.check(done, read_watches(learner.chain, *execution.of_each_link(state)))
-            if reported:
-                totals = jax.device_get(totals)  # waits for the device
-                totals = totals._replace(boundaries=learner.each_boundary(totals.boundaries))
-                speed = clock.report(done) * job.batch_size
-                monitor.training(done, done / steps_per_epoch, totals, speed)
-                totals = place_totals()
-            if not (epoch_ends or keep or measured):
-                continue
-            jax.block_until_ready(totals)  # or training would go on during the pause
-            with clock.paused():
-                look(done, state, batch, measured, epoch_ends)
-                if keep:
-                    notes = {"times": clock.times(), "monitor": monitor.notes(), "data": job.fingerprint}
-                    workdir.checkpoint(done, execution.snapshot(state, totals), notes)
-                if not stop:
-                    show_test(done, state)
-            if stop:
-                raise Interrupted(
-                    f"stopped by {signal.Signals(stop).name} after step {done}:"
-                    f" --workdir={workdir.path} goes on from there",
-                    stop,
-                )
+        batches = batches_from(done, train, job.batch_size, job.seed, job.epochs, rows)
+        state, totals, done, stop = take_steps(
+            Position(state, totals, done),
+            map(execution.place_batch, batches),
+            lambda state, totals, batch: step(state, totals, *batch, step_key),
+            place_totals,
+            pace,
+            clock,
+            Between(lambda: agreed(requests.noted), check, report, look, keep, show_test),
+        )
+        if stop:
+            raise Interrupted(
+                f"stopped by {signal.Signals(stop).name} after step {done}:"
+                f" --workdir={workdir.path} goes on from there",
+                stop,
+            )
         trained = execution.whole_state(execution.finish(state))
         test = evaluate(trained, job.dataset.test)
         monitor.evaluation("test", done, job.epochs, test)

@@ -2,14 +2,14 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from decoupled.errors import TrainingError
 from decoupled.learning.watch import Watch
 from decoupled.training.objectives import ACCURACY, Metric
 from decoupled.training.progress import Progress
-from decoupled.training.step import Totals
+from decoupled.training.step import Totals, means
 from decoupled.training.workdir import NoWorkdir, Workdir
 
 _DIVERGES = -10.0  # R2 of an estimate that is far worse than none
@@ -85,7 +85,7 @@ class Monitor:
 
     def training(self, step: int, epoch: float, totals: Totals, examples_per_second: float) -> None:
         """Reports the steps in `totals`."""
-        record = _means(totals, self._metric.name)
+        record = means(totals, self._metric.name)
         if self._skips:
             record = {name: _finite_only(value) for name, value in record.items()}
         self._check_finite(step, record["loss"], record["estimator_loss"], record[self._metric.name])
@@ -95,7 +95,7 @@ class Monitor:
         self._latest |= {"estimator loss": record["estimator_loss"], "R2": record["r2"]}
         self._progress.show(step, _headline(record, self._metric.name))
 
-    def alignment(self, step: int, cosines: Sequence[float]) -> None:
+    def alignment(self, step: int, cosines: Iterable[float]) -> None:
         """Reports the cosine of estimated and true gradient at every boundary."""
         values: list[float | None] = [round(float(cosine), 6) for cosine in cosines]
         self._check_finite(step, 0.0, values)
@@ -165,21 +165,6 @@ class Monitor:
             " config.estimator_optimizer.learning_rate, set their clip_norm, or normalise"
             " (config.model.norm=batch)"
         )
-
-
-def _means(totals: Totals, metric: str) -> dict[str, Any]:
-    """Averages, ready for JSON."""
-    boundaries, steps = totals.boundaries, max(1, int(totals.steps))
-    return {
-        "loss": float(totals.loss) / steps,
-        metric: float(totals.score) / steps,
-        "estimator_loss": [None if b is None else float(b.loss) / steps for b in boundaries],
-        # None where there is no target, or none but zeros.
-        "r2": [
-            1 - float(b.loss) / float(b.target_power) if b is not None and b.target_power else None
-            for b in boundaries
-        ],
-    }
 
 
 def _in_short(values: Sequence[float]) -> str:

@@ -149,7 +149,7 @@ def own_metric(where: str, name: str, found: Any) -> Metric:
     return metric
 
 
-def checked_scores(scores: Any, batch: int) -> Shaped[Array, " batch"]:
+def checked_scores(scores: Any, batch: int, where: str = "config.metric") -> Shaped[Array, " batch"]:
     """The values of a metric as they are, if there is one an example.
 
     Raises:
@@ -158,7 +158,6 @@ def checked_scores(scores: Any, batch: int) -> Shaped[Array, " batch"]:
     if getattr(scores, "shape", None) != (batch,):
         told = getattr(scores, "shape", None) or f"a {type(scores).__name__}"
         raise UsageError(
-            f"config.metric gives {told} for a batch of {batch}, but must give one number an example,"
-            f" ({batch},)"
+            f"{where} gives {told} for a batch of {batch}, but must give one number an example, ({batch},)"
         )
     return scores

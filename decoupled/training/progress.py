@@ -2,11 +2,12 @@
 
 import sys
 import time
-from typing import Self
-
-from tqdm.auto import tqdm
+from collections.abc import Iterable, Iterator
+from typing import Any, Self, TypeVar
 
 from decoupled.telling import tell
+
+_Batch = TypeVar("_Batch")
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -16,7 +17,7 @@ class Progress:
 
     def __init__(self, total_steps: int):
         self._total = total_steps
-        self._bar = tqdm(total=total_steps, unit="step") if _is_watched() else None
+        self._bar = _bar(total_steps) if _is_watched() else None
         self._started = time.monotonic()
         self._last_line = -_SECONDS_BETWEEN_LINES
 
@@ -33,6 +34,13 @@ class Progress:
         left = (now - self._started) / step * (self._total - step)
         numbers = "  ".join(f"{name} {_short(value)}" for name, value in values.items())
         tell(f"step {step}/{self._total}  {numbers}  ETA {left:.0f} s")
+
+    def following(self, batches: Iterable[_Batch], done: int) -> Iterator[_Batch]:
+        """The same batches, one a step; the bar moves with them. Before the first, `done` steps are."""
+        for step, batch in enumerate(batches, done):
+            if self._bar is not None:
+                self._bar.update(step - self._bar.n)
+            yield batch
 
     def say(self, line: str) -> None:
         """Prints a line that stays."""
@@ -67,6 +75,15 @@ def _is_watched() -> bool:
     """Whether there is a terminal, or a notebook, for a bar to move on."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return sys.stderr.isatty() or "IPKernelApp" in getattr(shell, "config", ())
+
+
+def _bar(total_steps: int) -> Any:
+    """None where tqdm is not installed."""
+    try:
+        from tqdm.auto import tqdm
+    except ImportError:
+        return None
+    return tqdm(total=total_steps, unit="step")
 
 
 def _short(value: float) -> str:

@@ -3,14 +3,18 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import BoundaryNorm, ListedColormap
-from matplotlib.figure import Figure
 
-from decoupled.analysis.drawing import evenly, shortened
+from decoupled.extras import extra
 from decoupled.training.html import page, svg, table
+
+with extra("train"):
+    import matplotlib
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import BoundaryNorm, ListedColormap
+    from matplotlib.figure import Figure
+
+    from decoupled.analysis.drawing import evenly, shortened
 
 _MOST_NAMED = 10  # curves in a legend; more are told by a scale of colours
 

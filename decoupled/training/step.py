@@ -1,29 +1,33 @@
 """The functions that are compiled: a training step that keeps running totals, and evaluation."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from decoupled.analysis import boundary_gradients, cosine
-from decoupled.data import Preprocess, Split
+from decoupled.data import Preprocess
+from decoupled.data.dataset import take
 from decoupled.learning.learner import Learner
-from decoupled.learning.module_update import mean_over, no_metrics
+from decoupled.learning.module_update import mean_of, no_metrics
 from decoupled.learning.stack import Stack
 from decoupled.learning.state import BoundaryMetrics, LearnerState, Metrics
+from decoupled.leaves import per_example
 from decoupled.training.average import evaluated
 from decoupled.training.execution import Execution
 from decoupled.training.objectives import ACCURACY, Metric
-from decoupled.types import Array, Estimator, Key, Module
+from decoupled.types import Array, Estimator, Key, Module, PyTree
+from decoupled.weights import mean
 
 
 class Totals(NamedTuple):
     """Sums over the steps since they were last read; on the device, so that no step waits for the host.
 
     Attributes:
-      steps: whose loss has come in.
+      steps: whose loss has come in; where examples have weights, the sum of these, and all others are
+        sums of means times it.
       loss: sum of batch means.
       score: sum of batch means of the run's metric.
       boundaries: sums of each boundary's metrics, those of a stack in one array; None where the estimator
@@ -50,17 +54,42 @@ def no_totals(learner: Learner) -> Totals:
 def add_step(
     totals: Totals,
     metrics: Metrics,
-    labels: Array,
+    labels: PyTree,
     axis_name: str | None = None,
     metric: Metric = ACCURACY,
+    weight: Array | None = None,
+    batch_axes: int = 1,
 ) -> Totals:
-    """Totals with one step more; `axis_name` is the learner's."""
-    score = mean_over(axis_name, jnp.mean(metric.function(metrics.output, labels)))
+    """Totals with one step more; `axis_name` and `batch_axes` are the learner's."""
+    output, labels, weight = per_example((metrics.output, labels, weight), batch_axes)
+    score = mean_of(axis_name, mean(metric.function(output, labels), weight), weight)
     new = Totals(jnp.ones(()), metrics.loss, score, metrics.boundaries)
-    return jax.tree.map(jnp.add, totals, new)
+    if weight is not None:
+        count = weight.sum() if axis_name is None else jax.lax.psum(weight.sum(), axis_name)
+        new = jax.tree.map(lambda value: value * count, new)
+    return jax.tree.map(lambda total, value: total + value.astype(total.dtype), totals, new)
 
 
-def prepare(preprocess: Preprocess, step: Array, images: Array, key: Key) -> tuple[Array, Key]:
+def means(totals: Totals, metric: str) -> dict[str, Any]:
+    """Of the steps in totals that have been read, and whose boundaries are one by one; plain numbers.
+
+    Returns:
+      "loss" and the metric by its name; "estimator_loss" and "r2", lists of one entry a boundary: None
+      where nothing is trained, and of R2 where there is no target, or none but zeros.
+    """
+    boundaries, steps = totals.boundaries, float(totals.steps) or 1.0
+    return {
+        "loss": float(totals.loss) / steps,
+        metric: float(totals.score) / steps,
+        "estimator_loss": [None if b is None else float(b.loss) / steps for b in boundaries],
+        "r2": [
+            1 - float(b.loss) / float(b.target_power) if b is not None and b.target_power else None
+            for b in boundaries
+        ],
+    }
+
+
+def prepare(preprocess: Preprocess, step: Array, images: PyTree, key: Key) -> tuple[PyTree, Key]:
     """The inputs of a step, augmented as one batch, and the key of its update.
 
     Each step's randomness comes from `key` and the step's number, so the same `key` serves a whole run.
@@ -70,16 +99,22 @@ def prepare(preprocess: Preprocess, step: Array, images: Array, key: Key) -> tup
 
 
 def advance(learner: Learner, metric: Metric = ACCURACY) -> Callable:
-    """A pure (state, totals, inputs, labels, update_key) -> (state, totals).
+    """A pure (state, totals, inputs, labels, update_key, weight=None) -> (state, totals).
 
     Under the learner's mapped axis, if it has one, each device gives its part of the batch.
     """
 
     def update(
-        state: LearnerState, totals: Totals, inputs: Array, labels: Array, key: Key
+        state: LearnerState,
+        totals: Totals,
+        inputs: PyTree,
+        labels: PyTree,
+        key: Key,
+        weight: Array | None = None,
     ) -> tuple[LearnerState, Totals]:
-        state, metrics = learner.update(state, inputs, labels, key)
-        return state, add_step(totals, metrics, labels, learner.rules.axis_name, metric)
+        state, metrics = learner.update(state, inputs, labels, key, weight)
+        rules = learner.rules
+        return state, add_step(totals, metrics, labels, rules.axis_name, metric, weight, rules.batch_axes)
 
     return update
 
@@ -90,7 +125,7 @@ def train_step(
     update: Callable | None = None,
     metric: Metric = ACCURACY,
 ) -> Callable:
-    """A pure (state, totals, images, labels, key) -> (state, totals).
+    """A pure (state, totals, images, labels, key, weight=None) -> (state, totals).
 
     Args:
       update: in place of `advance(learner, metric)`, to the same effect.
@@ -98,10 +133,16 @@ def train_step(
     update = update or advance(learner, metric)
 
     def step(
-        state: LearnerState, totals: Totals, images: Array, labels: Array, key: Key
+        state: LearnerState,
+        totals: Totals,
+        images: PyTree,
+        labels: PyTree,
+        key: Key,
+        weight: Array | None = None,
     ) -> tuple[LearnerState, Totals]:
         inputs, update_key = prepare(preprocess, state.step, images, key)
-        return update(state, totals, inputs, labels, update_key)
+        weights = () if weight is None else (weight,)
+        return update(state, totals, inputs, labels, update_key, *weights)
 
     return step
 
@@ -122,40 +163,45 @@ def evaluator(
     batch_size: int,
     execution: Execution | None = None,
     metric: Metric = ACCURACY,
-) -> Callable[[LearnerState, Split], dict[str, float]]:
+) -> Callable[[LearnerState, tuple[PyTree, ...]], dict[str, float]]:
     """A function (state, split) -> means over all its examples of the metric, by its name, and of the loss.
 
-    They are those of `evaluated(state)`.
+    They are those of `evaluated(state)`. A split is a pair of inputs and labels, or has weights besides.
 
     Args:
       batch_size: at least; rounded up to what the devices can share alike.
       execution: says which devices; without it, wherever the state is.
     """
-    rows: slice | np.ndarray = slice(None)
+    own_rows: slice | np.ndarray = slice(None)
     if execution is not None:
         batch_size = -(-batch_size // execution.devices) * execution.devices
-        rows = execution.rows(batch_size)
+        own_rows = execution.rows(batch_size)
 
-    def sums(state: LearnerState, images: Array, labels: Array, real: Array) -> Array:
+    def sums(
+        state: LearnerState, images: PyTree, labels: PyTree, real: Array, weight: Array | None = None
+    ) -> Array:
         output = learner.predict(evaluated(state), preprocess.evaluate(images))
-        losses, scores = learner.loss(output, labels), metric.function(output, labels)
-        return jnp.stack([jnp.sum(jnp.where(real, values, 0)) for values in (losses, scores)])
+        output, labels, weight = per_example((output, labels, weight), learner.rules.batch_axes)
+        values = learner.loss(output, labels), metric.function(output, labels)
+        counts = jnp.repeat(real, len(values[0]) // len(real))
+        counts = counts if weight is None else jnp.where(counts, weight, 0)
+        # What is in an example that does not count may be anything, and so is its loss.
+        each = [jnp.where(counts != 0, value * counts, 0) for value in (*values, jnp.ones_like(values[0]))]
+        return jnp.stack([jnp.sum(value) for value in each])
 
     compiled = jax.jit(sums) if execution is None else execution.measure(sums)
 
-    def evaluate(state: LearnerState, split: Split) -> dict[str, float]:
+    def evaluate(state: LearnerState, split: tuple[PyTree, ...]) -> dict[str, float]:
+        count = len(jax.tree.leaves(split[0])[0])
         totals = []
-        for start in range(0, len(split), batch_size):
-            images, labels = (part[start : start + batch_size] for part in split)
+        for start in range(0, count, batch_size):
             # The last batch is filled up, so that one compiled shape serves all.
-            missing = batch_size - len(labels)
-            real = np.arange(batch_size) < len(labels)
-            images, labels = (
-                np.pad(part, ((0, missing), *[(0, 0)] * (part.ndim - 1))) for part in (images, labels)
-            )
-            batch = (images[rows], labels[rows], real[rows])
+            wanted = np.arange(start, start + batch_size)[own_rows]
+            real = wanted < count
+            images, labels, *weight = take(tuple(split), np.minimum(wanted, count - 1))
+            batch = (images, labels, real, *weight)
             totals.append(compiled(state, *(batch if execution is None else execution.place_batch(batch))))
-        loss, score = np.stack(jax.device_get(totals)).astype(np.float64).sum(0).tolist()
-        return {metric.name: score / len(split), "loss": loss / len(split)}
+        loss, score, all_counts = np.stack(jax.device_get(totals)).astype(np.float64).sum(0).tolist()
+        return {metric.name: score / all_counts, "loss": loss / all_counts}
 
     return evaluate

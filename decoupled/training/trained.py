@@ -8,13 +8,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import jax
-import orbax.checkpoint as ocp
 
 from decoupled.errors import DataError, TrainingError, UsageError
+from decoupled.extras import extra
 from decoupled.learning.state import LearnerState
 from decoupled.shapes import AnyArray
 from decoupled.training.checkpoints import first_line, one_process, quiet
 from decoupled.types import PyTree
+
+with extra("train"):
+    import orbax.checkpoint as ocp
 
 _TRAINED, _BEST = "trained", "best"
 

@@ -9,15 +9,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self, TypeAlias
 
-from tensorboardX import SummaryWriter
-
 from decoupled.errors import TrainingError, UsageError
+from decoupled.extras import extra
 from decoupled.training.checkpoints import Checkpoints, Saved
 from decoupled.training.going_on import changes_to_go_on_with
 from decoupled.training.lock import locked
 from decoupled.training.saved_config import CONFIG_FILE
 from decoupled.training.trained import keep_best, save_best, save_trained
 from decoupled.types import PyTree
+
+with extra("train"):
+    from tensorboardX import SummaryWriter
 
 _METRICS, _SUMMARY, _DATA, _CHECKPOINTS = "metrics.jsonl", "summary.json", "data.json", "checkpoints"
 _LOGGED = "metrics_bytes"

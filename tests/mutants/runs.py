@@ -6,27 +6,31 @@ _DATASET = "decoupled/data/dataset.py"
 _OF_DATASET = "tests/data/test_dataset.py::"
 _BATCHES = (_OF_DATASET + "test_batches_cover_an_epoch_and_follow_seed_and_epoch",)
 _EXAMPLES = ("tests/training/test_examples_apart.py",)
+_STEP = "decoupled/training/step.py"
+_FIT = "decoupled/training/fit.py"
+_OF_FIT = "tests/training/test_fit.py::"
+_WEIGHTED = (_OF_FIT + "test_means_are_weighted_and_evaluation_leaves_nothing_out",)
 
 MUTANTS = (
     Mutant(
         "the same order of examples in every epoch",
         _DATASET,
-        "order = np.random.default_rng((seed, epoch)).permutation(len(split))",
-        "order = np.random.default_rng(seed).permutation(len(split))",
+        "order = np.random.default_rng((seed, epoch)).permutation(count)",
+        "order = np.random.default_rng(seed).permutation(count)",
         _BATCHES,
     ),
     Mutant(
         "the same order of examples for every seed",
         _DATASET,
-        "order = np.random.default_rng((seed, epoch)).permutation(len(split))",
-        "order = np.random.default_rng(epoch).permutation(len(split))",
+        "order = np.random.default_rng((seed, epoch)).permutation(count)",
+        "order = np.random.default_rng(epoch).permutation(count)",
         _EXAMPLES,
     ),
     Mutant(
-        "labels of the first batch with every batch",
+        "labels of the first examples with every batch",
         _DATASET,
-        "yield split.images[chosen], split.labels[chosen]",
-        "yield split.images[chosen], split.labels[order[:batch_size][rows]]",
+        "return split.images[chosen], split.labels[chosen]",
+        "return split.images[chosen], split.labels[: len(chosen)]",
         _BATCHES,
     ),
     Mutant(
@@ -67,14 +71,14 @@ MUTANTS = (
     ),
     Mutant(
         "examples that fill up the last batch are counted",
-        "decoupled/training/step.py",
-        "real = np.arange(batch_size) < len(labels)",
-        "real = np.arange(batch_size) >= 0",
+        _STEP,
+        "real = wanted < count",
+        "real = wanted >= 0",
         _EXAMPLES,
     ),
     Mutant(
         "one key for all steps of a run",
-        "decoupled/training/step.py",
+        _STEP,
         "jax.random.split(jax.random.fold_in(key, step))",
         "jax.random.split(jax.random.fold_in(key, 0))",
         ("tests/training/test_run.py::test_augmentation_and_coins_change_from_step_to_step",),
@@ -95,9 +99,58 @@ MUTANTS = (
     ),
     Mutant(
         "a run ends without a checkpoint of its end",
-        "decoupled/training/loop.py",
-        "keep = stop or done == last or (",
-        "keep = stop or (",
+        "decoupled/training/inner_loop.py",
+        "keep = stop or done == pace.last or _is_due",
+        "keep = stop or _is_due",
         ("tests/training/test_going_on.py",),
+    ),
+    Mutant(
+        "every step of an epoch counts alike, whatever its weights",
+        _STEP,
+        "new = jax.tree.map(lambda value: value * count, new)",
+        "pass",
+        _WEIGHTED,
+    ),
+    Mutant(
+        "an evaluation without weights",
+        _STEP,
+        "counts = counts if weight is None else jnp.where(counts, weight, 0)",
+        "",
+        _WEIGHTED,
+    ),
+    Mutant(
+        "callbacks are given the state that the next step destroys",
+        _FIT,
+        "jax.tree.map(jnp.copy, state)",
+        "state",
+        (_OF_FIT + "test_a_callback_sees_each_epoch_and_may_end_training",),
+    ),
+    Mutant(
+        "an interrupted epoch's steps so far are forgotten",
+        _FIT,
+        "folder.save(done, (state, totals), ",
+        "folder.save(done, (state, no_totals(learner)), ",
+        (_OF_FIT + "test_interrupted_and_gone_on_further_is_as_never_interrupted",),
+    ),
+    Mutant(
+        "training that a callback has ended goes on when it is called again",
+        _FIT,
+        '"ended": epochs if ended else 0',
+        '"ended": 0',
+        (_OF_FIT + "test_a_callback_sees_each_epoch_and_may_end_training",),
+    ),
+    Mutant(
+        "fit has the first example in every batch",
+        _FIT,
+        "yield take(train, rows)",
+        "yield take(train, 0 * rows)",
+        (_OF_FIT + "test_it_takes_the_steps_that_are_meant",),
+    ),
+    Mutant(
+        "an interruption is not told",
+        "decoupled/training/inner_loop.py",
+        "return Position(state, totals, done, stop)",
+        "return Position(state, totals, done)",
+        (_OF_FIT + "test_what_there_is_when_interrupted_is_returned_and_told",),
     ),
 )

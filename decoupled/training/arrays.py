@@ -1,0 +1,136 @@
+"""The arrays that `fit` is given: checked, and put where steps take them from."""
+
+import hashlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from decoupled.errors import UsageError
+from decoupled.types import Array, PyTree
+
+
+class Arrays(NamedTuple):
+    """Examples, in leaves that lead with them.
+
+    Attributes:
+      x: inputs, a pytree.
+      y: labels or targets, a pytree; may be None.
+      weight: of each example, or token; None: all count alike.
+    """
+
+    x: PyTree
+    y: PyTree
+    weight: np.ndarray | Array | None
+
+    @property
+    def examples(self) -> int:
+        """How many there are."""
+        return len(jax.tree.leaves(self.x)[0])
+
+
+def arrays_of(what: str, given: Any) -> Arrays:
+    """What was given as (x, y) or (x, y, weight).
+
+    Args:
+      what: how the caller's argument is called: "data" or "validation".
+
+    Raises:
+      UsageError: it is something else, holds what is no array of numbers, or arrays of unequal lengths.
+    """
+    parts = tuple(given) if isinstance(given, (tuple, list)) else ()
+    if len(parts) not in (2, 3):
+        told = f"of {len(parts)} parts" if isinstance(given, (tuple, list)) else f"a {type(given).__name__}"
+        raise UsageError(
+            f"{what} is {told}, but must be a pair (x, y), or (x, y, weight); y is None for a loss that has"
+            " no use for it"
+        )
+    x, y, weight = (*parts, None)[:3]
+    found = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: _array(what, path, leaf), {"x": x, "y": y, "weight": weight}
+    )
+    named = _named(found)
+    if not jax.tree.leaves(found["x"]):
+        raise UsageError(f"{what}: x holds no array")
+    if weight is not None and not isinstance(found["weight"], (np.ndarray, jax.Array)):
+        raise UsageError(f"{what}: weight is one array, (examples,), not a {type(weight).__name__}")
+    first = next(name for name in named if name.startswith("x"))
+    count = len(named[first])
+    for name, leaf in named.items():
+        if len(leaf) != count:
+            raise UsageError(
+                f"{what}: {first} has {count} examples, but {name} has {len(leaf)}: every array leads with"
+                " the same examples"
+            )
+    if count == 0:
+        raise UsageError(f"{what}: there is no example in it")
+    if weight is not None and not (found["weight"] != 0).any():
+        raise UsageError(f"{what}: every weight is 0, so no example counts")
+    return Arrays(**found)
+
+
+def check_alike(data: Arrays, validation: Arrays) -> None:
+    """That a network can be evaluated on what it is not trained on.
+
+    Raises:
+      UsageError: x or y is of another structure, or an array of another number of axes.
+    """
+    for name in ("x", "y"):
+        own, other = (jax.tree.structure(getattr(arrays, name)) for arrays in (data, validation))
+        if own != other:
+            raise UsageError(f"{name} of validation is {_told(other)}, but that of data {_told(own)}")
+    named, others = (_named({"x": arrays.x, "y": arrays.y}) for arrays in (data, validation))
+    for name, leaf in named.items():
+        if leaf.ndim != others[name].ndim:
+            raise UsageError(
+                f"{name} of validation has shape {others[name].shape}, but that of data {leaf.shape}"
+            )
+
+
+def placed(arrays: Arrays) -> Arrays:
+    """The same on the device, where they take up at most a quarter of the memory that is free there.
+
+    Others stay where they are. A CPU takes its batches from the host's memory as fast.
+    """
+    (device,) = jnp.zeros(()).devices()
+    stats = device.memory_stats() or {}
+    free = stats.get("bytes_limit", 0) - stats.get("bytes_in_use", 0)
+    on_host = [leaf for leaf in jax.tree.leaves(arrays) if isinstance(leaf, np.ndarray)]
+    if 4 * sum(leaf.nbytes for leaf in on_host) > free:
+        return arrays
+    return jax.tree.map(jnp.asarray, arrays)
+
+
+def fingerprint(arrays: Arrays | None) -> str:
+    """sha256 of the structure and of every array's type, shape and content, hexadecimal."""
+    digest = hashlib.sha256(str(jax.tree.structure(arrays)).encode())
+    for leaf in map(np.asarray, jax.tree.leaves(arrays)):
+        digest.update(f"{leaf.dtype}{leaf.shape}".encode())
+        digest.update(np.ascontiguousarray(leaf).data)
+    return digest.hexdigest()
+
+
+def _array(what: str, path: Any, leaf: Any) -> np.ndarray | Array:
+    array = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+    if array.ndim == 0 or not (
+        np.issubdtype(array.dtype, np.bool_) or jnp.issubdtype(array.dtype, np.number)
+    ):
+        told = f"of type {array.dtype}" if array.ndim else repr(leaf)
+        raise UsageError(
+            f"{what}: {_name(path)} is {told}: give arrays of numbers, which lead with the examples"
+        )
+    return array
+
+
+def _named(tree: PyTree) -> dict[str, Any]:
+    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _name(path: Any) -> str:
+    """Such as x or x['mask']."""
+    return str(path[0].key) + jax.tree_util.keystr(path[1:])
+
+
+def _told(structure: Any) -> str:
+    return str(structure).removeprefix("PyTreeDef(").removesuffix(")").replace("*", "array")
