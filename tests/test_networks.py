@@ -296,7 +296,7 @@ def test_nothing_is_read_of_padded_tokens_by_heads_and_losses():
     def length(est_params, h, y, weight):
         return jnp.linalg.norm(h @ est_params, axis=1)
 
-    head = from_local_loss("length", lambda key, h, y: jnp.eye(3), length, "")
+    head = from_local_loss("length", lambda key, h, y: jnp.eye(3), length)
     learner = decoupled.make_learner(
         [layer, layer], [head], lambda out, y: jnp.linalg.norm(out, axis=1), SGD, SGD, batch_axes=2
     )

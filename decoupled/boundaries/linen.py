@@ -66,7 +66,7 @@ class Boundary(nn.Module):
             if y is None:
                 labels = jnp.zeros(jax.tree.leaves(examples)[0].shape[:1], jnp.int32)
             with naming(name), assuming_labels(y is None and self.estimator.sees_y):
-                return self.estimator.init(key, examples, labels)
+                return self.estimator.init(key, jax.tree.map(jnp.asarray, examples), labels)
 
         trained = self.estimator.training_gradient is not None
         collection = "params" if trained else FEEDBACK

@@ -78,7 +78,7 @@ class NNXBoundary(nnx.Module):
         check_activation(self.name, h)
         check_arrays(self.name, estimator, h)
         with naming(self.name), assuming_labels(y is None and estimator.sees_y):
-            est_params = estimator.init(rngs.params(), h, labels)
+            est_params = estimator.init(rngs.params(), jax.tree.map(jnp.asarray, h), labels)
         kind = nnx.Param if estimator.training_gradient is not None else Feedback
         self.est_params = nnx.data(jax.tree.map(kind, est_params))
         self.estimator = nnx.static(estimator)

@@ -115,7 +115,7 @@ def init_chain_state(rules: Rules, chain: Chain, key: Key, x: PyTree, y: PyTree)
         return ModuleState(variables.params, variables.state, opt_state)
 
     def start_estimator(spec: Estimator, index: Array | int, h: PyTree) -> EstimatorState:
-        rows = per_example(real_part(h), rules.batch_axes)
+        rows = jax.tree.map(jnp.asarray, per_example(real_part(h), rules.batch_axes))
         est_params = spec.init(jax.random.fold_in(estimator_key, index), rows, y)
         return EstimatorState(est_params, rules.optimizer_of(spec).init(est_params))
 

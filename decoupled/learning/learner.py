@@ -1,6 +1,6 @@
 """Trains a chain of modules, each from the gradient its boundary's estimator supplies."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -107,8 +107,8 @@ class Learner(NamedTuple):
 
 
 def make_learner(
-    modules: Sequence[Module | Stack],
-    estimators: Sequence[Estimator],
+    modules: Iterable[Module | Stack],
+    estimators: Iterable[Estimator],
     loss: Loss,
     optimizer: optax.GradientTransformation | Sequence[optax.GradientTransformation],
     estimator_optimizer: optax.GradientTransformation | Sequence[optax.GradientTransformation],

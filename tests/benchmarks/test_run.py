@@ -86,7 +86,14 @@ def test_verdict_on_memory(growth, met):
         for method in ("backprop", "loss-shaped SG", "linear SG")
         for depth, value in ((4, 1.0), (16, 1.0), (64, 1.0), (256, 1.0), (1024, growth))
     ]
+    wide = {"layers": "equal blocks, 1024 wide", "depth": 64}
+    rows += [
+        Row("peak memory", "backprop in a stack", wide, 1.0, "", 0.74, "backprop"),
+        Row("step time", "backprop in a stack", wide, 1.0, "", 1.2, "backprop"),
+    ]
     told = {verdict.claim: verdict.met for verdict in verdicts(rows)}
+    assert told["backprop in a stack: peak memory at depth 64, 1024 wide, at most 0.75 times backprop's"]
+    assert not told["backprop in a stack: step time at depth 64, 1024 wide, at most 1.1 times backprop's"]
     assert told["loss-shaped SG: temporary memory at depth 1024 at most 1.5 times that at depth 4"] is met
     assert told["loss-shaped SG: step time at depth 64 at most 1.15 times backprop's"]
     assert not told["loss-shaped SG: step time at depth 1024 at most 1 times backprop's"]

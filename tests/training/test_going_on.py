@@ -12,7 +12,7 @@ import pytest
 
 import decoupled
 from configs import digits
-from decoupled import data
+from decoupled import LearnerState, data
 from decoupled.training import (
     Workdir,
     builder,
@@ -227,7 +227,8 @@ def test_what_is_no_config_of_this_version_does_not_predict(whole, tmp_path):
 
 def test_the_best_network_is_that_of_the_checkpoint_that_is_gone_on_from(tmp_path):
     def best():
-        return int(load_trained(tmp_path, {"w": jax.ShapeDtypeStruct((), jnp.int32)}, "best")["w"])
+        shape = jax.ShapeDtypeStruct((), jnp.int32)
+        return int(load_trained(tmp_path, LearnerState(shape, (), ()), "best").step)
 
     def opened():
         workdir = Workdir(tmp_path, {})
@@ -239,7 +240,7 @@ def test_the_best_network_is_that_of_the_checkpoint_that_is_gone_on_from(tmp_pat
     with workdir:
         for step in (1, 2, 3, 4):
             workdir.log("train", step, {"loss": 1.0})
-            workdir.save_best({"w": jnp.int32(step)}, step)
+            workdir.save_best(LearnerState(jnp.int32(step), (), ()), step)
             if step in (2, 3):
                 workdir.checkpoint(step, {"w": np.int32(step)}, {})
     assert best() == 4
@@ -255,7 +256,7 @@ def test_the_best_network_is_that_of_the_checkpoint_that_is_gone_on_from(tmp_pat
         workdir.finish({"steps": 2}, lambda summary, lines: "page")
     assert best() == 2
     with pytest.raises(decoupled.DataError, match=r"holds no best network: train.py writes it where"):
-        load_trained(tmp_path / "elsewhere", {}, "best")
+        load_trained(tmp_path / "elsewhere", LearnerState(jnp.int32(0), (), ()), "best")
 
 
 def test_other_data_in_another_process(monkeypatch):
