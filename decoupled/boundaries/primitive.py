@@ -127,6 +127,7 @@ def boundary(
 
     def backward(arguments, cotangent: PyTree):
         est_params, tap, real, y, error, weight, use_estimate, total = arguments
+        real = jax.tree.map(jnp.asarray, real)  # which may be a constant of NumPy
         check_examples(name, real, batch_axes, y=y, the_error=error)
 
         def scaled(gradient: PyTree, by: Callable[[Array, Array], Array]) -> PyTree:

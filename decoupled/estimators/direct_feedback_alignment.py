@@ -22,7 +22,7 @@ def direct_feedback_alignment(num_outputs: int) -> Estimator:
       (arXiv 1609.01596), equation 7; U17's table of methods.
     """
 
-    def init(key: Key, h: Float[Array, "batch *features"], y: PyTree) -> PyTree:
+    def init(key: Key, h: Float[AnyArray, "batch *features"], y: PyTree) -> PyTree:
         del y
         return {"B": _FEEDBACK_INIT(key, (num_outputs, flatten(h).shape[1]))}
 

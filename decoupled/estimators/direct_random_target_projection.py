@@ -1,10 +1,11 @@
 """Direct Random Target Projection: the label itself, sent to boundaries through a fixed random matrix."""
 
 import jax
+import jax.numpy as jnp
 
 from decoupled.errors import UsageError
 from decoupled.estimators.synthetic_gradient import Context, encoded, flatten
-from decoupled.shapes import Float
+from decoupled.shapes import AnyArray, Float
 from decoupled.types import Array, Estimator, Key, PyTree
 
 # An example's estimate is then about as long as its encoded label.
@@ -32,7 +33,8 @@ def direct_random_target_projection(context: Context) -> Estimator:
             " the label"
         )
 
-    def init(key: Key, h: Float[Array, "batch *features"], y: PyTree) -> PyTree:
+    def init(key: Key, h: Float[AnyArray, "batch *features"], y: PyTree) -> PyTree:
+        h = jnp.asarray(h)
         return {"B": _FEEDBACK_INIT(key, (encoded(context, y, h).shape[1], flatten(h).shape[1]))}
 
     def estimate(

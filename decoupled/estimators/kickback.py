@@ -23,7 +23,7 @@ def kickback() -> Estimator:
       where it is feedback through A proportional to ones.
     """
 
-    def init(key: Key, h: Float[Array, "batch *features"], y: PyTree) -> PyTree:
+    def init(key: Key, h: Float[AnyArray, "batch *features"], y: PyTree) -> PyTree:
         del key, h, y
         return {}
 

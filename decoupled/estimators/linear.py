@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from decoupled.estimators.synthetic_gradient import Context, by_gradient, encoded, flatten
-from decoupled.shapes import Float
+from decoupled.shapes import AnyArray, Float
 from decoupled.types import Array, Estimator, Key, PyTree
 
 
@@ -20,7 +20,8 @@ def linear(context: Context = None) -> Estimator:
       U17, section 3; J16, section 4.1 (label-conditioned "cDNI").
     """
 
-    def init(key: Key, h: Float[Array, "batch *features"], y: PyTree) -> PyTree:
+    def init(key: Key, h: Float[AnyArray, "batch *features"], y: PyTree) -> PyTree:
+        h = jnp.asarray(h)
         del key  # Starts at zero, so that a module stays put until its estimator has learnt (J16).
         features = flatten(h).shape[1]
         est_params = {"A": jnp.zeros((features, features)), "c": jnp.zeros((features,))}

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import jax
+import jax.numpy as jnp
 
 from decoupled import weights
 from decoupled.estimators.auxiliary_head import AuxiliaryHead
@@ -51,7 +52,8 @@ def local_loss(
     """
     head = AuxiliaryHead(num_outputs, tuple(hidden), linear, tuple(filters), kernel_size)
 
-    def init(key: Key, h: Float[Array, "batch *features"], y: PyTree) -> PyTree:
+    def init(key: Key, h: Float[AnyArray, "batch *features"], y: PyTree) -> PyTree:
+        h = jnp.asarray(h)
         del y
         return head.first_params(key, h)
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from decoupled.estimators.synthetic_gradient import Context, by_gradient, encoded, flatten
-from decoupled.shapes import Float
+from decoupled.shapes import AnyArray, Float
 from decoupled.types import Array, Estimator, Key, PyTree
 
 
@@ -22,7 +22,8 @@ def loss_shaped(num_classes: int, context: Context = None) -> Estimator:
       context: encodes y to (batch, num_classes); None leaves it out.
     """
 
-    def init(key: Key, h: Float[Array, "batch *features"], y: PyTree) -> PyTree:
+    def init(key: Key, h: Float[AnyArray, "batch *features"], y: PyTree) -> PyTree:
+        h = jnp.asarray(h)
         features = flatten(h).shape[1]
         if context is not None:
             encoded(context, y, h, num_classes)  # of another width, it would be broadcast

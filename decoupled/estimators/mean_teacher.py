@@ -51,7 +51,8 @@ def mean_teacher(num_classes: int, hidden: Sequence[int] = (512,), decay: float 
         )
     head = AuxiliaryHead(num_classes, tuple(hidden))
 
-    def init(key: Key, h: Float[Array, "batch *features"], y: PyTree) -> PyTree:
+    def init(key: Key, h: Float[AnyArray, "batch *features"], y: PyTree) -> PyTree:
+        h = jnp.asarray(h)
         del y
         taught = {"W": jnp.zeros((flatten(h).shape[1], num_classes)), "b": jnp.zeros((num_classes,))}
         teacher = head.first_params(key, h)

@@ -24,7 +24,7 @@ def network(linen_module: nn.Module, context: Context = None, name: str = "netwo
     def encode(y: PyTree) -> PyTree:
         return None if context is None else context(y)
 
-    def init(key: Key, h: Float[Array, "batch *features"], y: PyTree) -> PyTree:
+    def init(key: Key, h: Float[AnyArray, "batch *features"], y: PyTree) -> PyTree:
         with own_layers():
             return linen_module.init(key, h, encode(y))["params"]
 

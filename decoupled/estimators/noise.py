@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from decoupled.estimators.synthetic_gradient import flatten
-from decoupled.shapes import Float
+from decoupled.shapes import AnyArray, Float
 from decoupled.types import Array, Estimator, Key, PyTree
 
 
@@ -23,7 +23,7 @@ def noise(scale: float = 1.0) -> Estimator:
       U17's table of methods.
     """
 
-    def init(key: Key, h: Float[Array, "batch *features"], y: PyTree) -> PyTree:
+    def init(key: Key, h: Float[AnyArray, "batch *features"], y: PyTree) -> PyTree:
         del h, y
         return {"key": jax.random.key_data(key)}
 

@@ -34,7 +34,8 @@ def recursive_least_squares(
             parts.append(encoded(context, y, h))
         return jnp.concatenate(parts, axis=1)
 
-    def init(key: Key, h: Float[Array, "batch *features"], y: PyTree) -> PyTree:
+    def init(key: Key, h: Float[AnyArray, "batch *features"], y: PyTree) -> PyTree:
+        h = jnp.asarray(h)
         del key
         return unsolved(features_of(h, y).shape[1], flatten(h).shape[1])
 

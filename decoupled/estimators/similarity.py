@@ -49,7 +49,8 @@ def similarity(
         )
     head = AuxiliaryHead(num_outputs, ())
 
-    def init(key: Key, h: Float[Array, "batch *features"], y: PyTree) -> PyTree:
+    def init(key: Key, h: Float[AnyArray, "batch *features"], y: PyTree) -> PyTree:
+        h = jnp.asarray(h)
         labels(y, h)
         head_key, key = jax.random.split(key)
         return {
