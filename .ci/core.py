@@ -14,7 +14,7 @@ import optax
 import decoupled
 from decoupled import estimators, losses, models
 
-TRAIN = ("decoupled.training", "decoupled.data", "decoupled.training.builder")
+TRAIN = ("decoupled.training.loop", "decoupled.training.builder", "decoupled.data.find")
 ANALYSIS = ("decoupled.analysis.probes", "decoupled.analysis.figures")
 
 assert "site-packages" in decoupled.__file__, decoupled.__file__
@@ -44,4 +44,6 @@ for step in range(100):
     state, _ = update(state, x, y, jax.random.key(step))
 accuracy = float((learner.predict(state, x).argmax(-1) == y).mean())
 assert accuracy > 0.9, accuracy
+fitted = decoupled.fit(learner, (np.asarray(x), np.asarray(y)), epochs=30, batch_size=32, progress=False)
+assert fitted.history[-1]["accuracy"] > 0.9, fitted.history[-1]
 print(f"the core alone: accuracy {accuracy:.2f} of three classes")
