@@ -94,9 +94,11 @@ class Learner(NamedTuple):
     def must_not_ask_for_value(self, what: str) -> None:
         """Refuses an optimizer that asks for the last step's loss where `what` has none to tell."""
         links = (link.block if isinstance(link, Stack) else link for link in self.chain.links)
-        if any(isinstance(self.rules.optimizer_for(module), ValueGiven) for module in links):
+        chosen = [self.rules.optimizer_for(module) for module in links]
+        chosen += [self.rules.optimizer_of(estimator) for estimator in self.chain.estimators]
+        if any(isinstance(optimizer, ValueGiven) for optimizer in chosen):
             raise UsageError(
-                f"an optimizer asks for the value of the loss, which modules do not know in {what}:"
+                f"an optimizer asks for the value of the loss, which is not known in {what}:"
                 " choose one that does not"
             )
 

@@ -82,3 +82,6 @@ def test_where_no_loss_is_known_it_is_refused():
     mesh = jax.make_mesh((1, 1), ("data", "stage"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     with pytest.raises(decoupled.UsageError, match="asks for the value of the loss"):
         decoupled.make_pipeline(learner_of(on_plateau()), mesh)
+    linear = helpers.every_method()["linear"]
+    with pytest.raises(decoupled.UsageError, match="asks for the value of the loss"):
+        decoupled.make_pipeline(learner_of(SGD, on_plateau(), estimator=linear), mesh)
