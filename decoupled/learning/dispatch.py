@@ -6,7 +6,6 @@ step pays for as many dispatches as there are modules.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
@@ -20,20 +19,19 @@ from decoupled.learning.loss_value import remember
 from decoupled.learning.microbatches import walk_in_parts
 from decoupled.learning.stack import Stack
 from decoupled.learning.state import LearnerState, Metrics
+from decoupled.shapes import AnyArray, Integer, Shaped
 from decoupled.types import Array, Key, PyTree
 from decoupled.weights import mean
 
 
-def dispatched(
-    learner: Learner,
-) -> Callable[..., tuple[LearnerState, Metrics]]:
+def dispatched(learner: Learner) -> Callable[..., tuple[LearnerState, Metrics]]:
     """`learner.update` as a function that is not to be jitted: it runs one jitted program a piece.
 
     A piece is a module, or several where they wait for one another (all of a backprop chain are one).
     The state that is given is donated: use the one that is returned.
 
     Raises:
-      UsageError: the learner has stacks, or modules are to sit out steps.
+      UsageError: the learner has stacks, or an update probability is below 1.
     """
     chain = learner.chain
     learner.must_not_sit_out("a dispatched update")
@@ -41,7 +39,7 @@ def dispatched(
         if isinstance(link, Stack):
             raise UsageError(f"{link.name} is a stack: a dispatched update takes its modules one by one")
     pieces = pieces_of(chain, size=1)
-    programs: dict[Any, Callable[..., ChainStep]] = {}
+    programs: dict[tuple, Callable[..., ChainStep]] = {}
 
     def program_of(piece: Chain) -> Callable[..., ChainStep]:
         """The one for all pieces whose modules and estimators have the same functions."""
@@ -50,7 +48,9 @@ def dispatched(
         signature = (lowest, functions, piece.estimators, piece.below)
         if signature not in programs:
 
-            def run(state: ChainState, first: Array, h: PyTree, examples: Examples, key: Key) -> ChainStep:
+            def run(
+                state: ChainState, first: Integer[Array, ""], h: PyTree, examples: Examples, key: Key
+            ) -> ChainStep:
                 here = piece._replace(first=0 if lowest else first)
                 return walk_in_parts(learner.rules, here, state, h, examples, key, lambda index: None)
 
@@ -60,7 +60,11 @@ def dispatched(
     mean_loss = jax.jit(lambda losses, weight: mean(losses, weight))
 
     def update(
-        state: LearnerState, x: PyTree, y: PyTree, key: Key, weight: Array | None = None
+        state: LearnerState,
+        x: PyTree,
+        y: PyTree,
+        key: Key,
+        weight: Shaped[AnyArray, "*examples"] | None = None,
     ) -> tuple[LearnerState, Metrics]:
         x, examples = examples_outside(x, y, weight, learner.rules.batch_axes)
 

@@ -9,6 +9,7 @@ from decoupled import weights
 from decoupled.errors import UsageError
 from decoupled.estimators.checks import check_weight
 from decoupled.leaves import is_real, per_example
+from decoupled.shapes import AnyArray, Shaped
 from decoupled.types import Array, PyTree
 
 
@@ -21,10 +22,12 @@ class Examples(NamedTuple):
     """
 
     y: PyTree
-    weight: Array | None = None
+    weight: Shaped[Array, " batch"] | None = None
 
 
-def examples_of(x: PyTree, y: PyTree, weight: Array | None, batch_axes: int = 1) -> tuple[PyTree, Examples]:
+def examples_of(
+    x: PyTree, y: PyTree, weight: Shaped[AnyArray, "*examples"] | None, batch_axes: int = 1
+) -> tuple[PyTree, Examples]:
     """x and what is told of its examples, with nothing in them of examples that do not count.
 
     An example that is left out is replaced by one that is not. A token stays as it is, since others may
@@ -51,10 +54,10 @@ def examples_of(x: PyTree, y: PyTree, weight: Array | None, batch_axes: int = 1)
     return x, Examples(weights.stand_in(y, rows), rows)
 
 
-def _nan_cleared(x: PyTree, weight: Array) -> PyTree:
+def _nan_cleared(x: PyTree, weight: Shaped[Array, "*examples"]) -> PyTree:
     """NaN becomes 0 in tokens that do not count; an infinity may be a mask."""
 
-    def cleared(leaf: Array) -> Array:
+    def cleared(leaf: Shaped[AnyArray, "*shape"]) -> Shaped[AnyArray, "*shape"]:
         if leaf.shape[: weight.ndim] != weight.shape or not is_real(leaf):
             return leaf
         return weights.chosen(weight, leaf, jnp.where(jnp.isnan(leaf), 0, leaf))
@@ -66,7 +69,7 @@ _compiled = jax.jit(examples_of, static_argnums=3)
 
 
 def examples_outside(
-    x: PyTree, y: PyTree, weight: Array | None, batch_axes: int
+    x: PyTree, y: PyTree, weight: Shaped[AnyArray, "*examples"] | None, batch_axes: int
 ) -> tuple[PyTree, Examples]:
     """`examples_of` where nothing is being traced: compiled if there is anything to compute."""
     return (examples_of if weight is None else _compiled)(x, y, weight, batch_axes)

@@ -9,7 +9,7 @@ loss), and dropout is drawn part by part.
 
 import math
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +19,15 @@ from decoupled.errors import UsageError
 from decoupled.learning.chain import Chain, ChainState, ChainStep
 from decoupled.learning.examples import Examples
 from decoupled.learning.module_update import Rules, no_metrics, vary_over
-from decoupled.learning.stack import Stack
+from decoupled.learning.stack import Index, Stack
 from decoupled.learning.state import EstimatorState, ModuleState
 from decoupled.learning.walk import Active, chosen, walk
 from decoupled.precision import at_least_float32
+from decoupled.shapes import AnyArray, Bool, Float, Integer, Shaped
 from decoupled.types import Array, Estimator, Key, Module, PyTree
 from decoupled.weights import divided
+
+_State = TypeVar("_State", ModuleState, EstimatorState)
 
 
 class _Sums(NamedTuple):
@@ -39,7 +42,7 @@ class _Sums(NamedTuple):
       metrics: of the boundaries and the one below.
     """
 
-    number: Array
+    number: Float[Array, ""]
     mutable: PyTree
     modules: PyTree
     estimators: PyTree
@@ -55,7 +58,7 @@ def walk_in_parts(
     examples: Examples,
     key: Key,
     active: Active,
-    always: Array | None = None,
+    opaque_true: Bool[Array, ""] | None = None,
 ) -> ChainStep:
     """As `walk`, in `rules.microbatches` parts.
 
@@ -64,7 +67,7 @@ def walk_in_parts(
     """
     count = rules.microbatches
     if count == 1:
-        return walk(rules, chain, state, h, examples, key, active, always)
+        return walk(rules, chain, state, h, examples, key, active, opaque_true)
     batch = jax.tree.leaves(h)[0].shape[0]
     if batch % count:
         raise UsageError(
@@ -74,12 +77,12 @@ def walk_in_parts(
     if any(isinstance(link, Stack) for link in chain.links):
         # The sums of gradients would be as many as there are blocks; so each link goes through the parts.
         links = tuple(_link_in_parts(rules, link) for link in chain.links)
-        return walk(rules, chain._replace(links=links), state, h, examples, key, active, always)
+        return walk(rules, chain._replace(links=links), state, h, examples, key, active, opaque_true)
 
     fitted = [k + 1 < len(chain.links) and _is_fitted(spec) for k, spec in enumerate(chain.estimators)]
     below_fitted = state.below is not None and _is_fitted(chain.below)
 
-    def one(sums: _Sums, part: tuple[Array, PyTree, Examples]) -> tuple[_Sums, Any]:
+    def one(sums: _Sums, part: tuple[Integer[Array, ""], PyTree, Examples]) -> tuple[_Sums, PyTree]:
         i, h, examples = part
         number = _number(rules, h, examples)
         modules = zip(state.modules, sums.mutable, sums.modules, strict=True)
@@ -92,7 +95,7 @@ def walk_in_parts(
         added = _moved_by(chain, _adding(number))
         step = walk(rules, added, gathering, h, examples, jax.random.fold_in(key, i), lambda index: None)
 
-        def add(total: Array, mean: Array) -> Array:
+        def add(total: Float[Array, "*shape"], mean: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
             return total + (number * mean).astype(total.dtype)
 
         new, metrics = step.state, (step.boundaries, step.below)
@@ -121,7 +124,7 @@ def walk_in_parts(
     sums, outputs = jax.lax.scan(one, nothing, (jnp.arange(count), *split))
     h_out, grad_h_in, losses = jax.tree.map(lambda leaf: _join(leaf, batch, count), outputs)
 
-    def moved(tx: optax.GradientTransformation, old: Any, total: PyTree, index: Array | int) -> Any:
+    def moved(tx: optax.GradientTransformation, old: _State, total: PyTree, index: Index) -> _State:
         """The state of a module or an estimator, moved by the mean of what was added up."""
         mean = jax.tree.map(lambda t, p: divided(t, sums.number).astype(p.dtype), total, old.params)
         updates, opt_state = tx.update(mean, old.opt_state, old.params)
@@ -136,7 +139,7 @@ def walk_in_parts(
         tx = rules.optimizer_of(spec)
         estimators.append(moved(tx, old, sums.estimators[k], offsets[k + 1]) if fitted[k] else old)
     below = state.below
-    if below_fitted and chain.below:
+    if below is not None and chain.below is not None and below_fitted:
         below = moved(rules.optimizer_of(chain.below), below, sums.below, offsets[0])
     boundaries, below_metrics = jax.tree.map(lambda total: divided(total, sums.number), sums.metrics)
     new = ChainState(tuple(modules), tuple(estimators), below)
@@ -161,7 +164,7 @@ def _in_parts(rules: Rules, module: Module) -> Module:
             h_out, state = module.apply(params, state, h, key, train)
             return h_out, vary_over(rules.axis_name, state)
 
-        def one(state: PyTree, part: tuple[Array, PyTree]) -> tuple[PyTree, PyTree]:
+        def one(state: PyTree, part: tuple[Integer[Array, ""], PyTree]) -> tuple[PyTree, PyTree]:
             i, h = part
             h_out, state = run(params, state, h, jax.random.fold_in(key, i))
             return state, h_out
@@ -177,7 +180,7 @@ def _is_fitted(spec: Estimator | None) -> bool:
     return spec is not None and spec.training_gradient is not None
 
 
-def _number(rules: Rules, h: PyTree, examples: Examples) -> Array:
+def _number(rules: Rules, h: PyTree, examples: Examples) -> Float[Array, ""]:
     """Of examples in a part, by their weights, on all devices."""
     if examples.weight is None:
         count = math.prod(jax.tree.leaves(h)[0].shape[: rules.batch_axes])
@@ -187,7 +190,7 @@ def _number(rules: Rules, h: PyTree, examples: Examples) -> Array:
     return number if rules.axis_name is None else jax.lax.psum(number, rules.axis_name)
 
 
-def _adding(number: Array) -> optax.GradientTransformation:
+def _adding(number: Float[Array, ""]) -> optax.GradientTransformation:
     """Adds up what it is given, times `number`, in its state; moves nothing."""
 
     def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
@@ -217,13 +220,17 @@ def _moved_by(chain: Chain, tx: optax.GradientTransformation) -> Chain:
     )
 
 
-def _split(leaf: Array, batch: int, count: int) -> Array:
+def _split(
+    leaf: Shaped[AnyArray, "rows *shape"], batch: int, count: int
+) -> Shaped[Array, "{count} part *shape"]:
     """Parts along a new first axis, dealt out row by row, so that each device has some of every part."""
     parts = leaf.reshape(batch // count, count, leaf.shape[0] // batch, *leaf.shape[1:])
     return jnp.moveaxis(parts, 1, 0).reshape(count, leaf.shape[0] // count, *leaf.shape[1:])
 
 
-def _join(leaf: Array, batch: int, count: int) -> Array:
+def _join(
+    leaf: Shaped[Array, "{count} part *shape"], batch: int, count: int
+) -> Shaped[Array, "rows *shape"]:
     """The way back."""
     rows = leaf.shape[0] * leaf.shape[1]
     parts = leaf.reshape(count, batch // count, rows // batch, *leaf.shape[2:])

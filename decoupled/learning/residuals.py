@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
 
+from decoupled.shapes import Shaped
 from decoupled.types import Array, PyTree
 
 
@@ -25,12 +26,12 @@ def made_of(run: Callable[..., Sequence[Array]], given: PyTree, h: PyTree, other
     return [not isinstance(v, Literal) and v in touched and v not in is_h for v in jaxpr.outvars]
 
 
-def packed(leaf: Array) -> Array:
+def packed(leaf: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
     """Truth values (of a ReLU, of dropout) as bits; other arrays as they are."""
     return jnp.packbits(leaf) if leaf.dtype == jnp.bool_ else leaf
 
 
-def unpacked(leaf: Array, like: Array) -> Array:
+def unpacked(leaf: Shaped[Array, "..."], like: Shaped[Array, "*shape"]) -> Shaped[Array, "*shape"]:
     """The way back to the shape of `like`."""
     if like.dtype != jnp.bool_:
         return leaf

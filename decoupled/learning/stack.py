@@ -5,14 +5,18 @@ Compile time and temporary memory are those of one block, whatever the depth.
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 
 from decoupled.argument_checks import check_module, listed
 from decoupled.errors import UsageError
 from decoupled.modules.chains import like_output
+from decoupled.shapes import Integer, Shaped
 from decoupled.types import Array, Module, PyTree
+
+# Of a block in its stack, or of a module in the network.
+Index: TypeAlias = Integer[Array, ""] | int
 
 
 class Stack(NamedTuple):
@@ -101,15 +105,17 @@ def with_highest(link: Module | Stack, entry: PyTree, new: PyTree) -> PyTree:
     return put(entry, new, len(link.names) - 1) if isinstance(link, Stack) else new
 
 
-def take(stacked: PyTree, i: Array | int) -> PyTree:
+def take(stacked: PyTree, i: Index) -> PyTree:
     """Slot i of every leaf."""
     return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, i, keepdims=False), stacked)
 
 
-def put(stacked: PyTree, slot: PyTree, i: Array | int) -> PyTree:
+def put(stacked: PyTree, slot: PyTree, i: Index) -> PyTree:
     """Every leaf with slot i replaced."""
 
-    def write(leaf: Array, new: Array) -> Array:
+    def write(
+        leaf: Shaped[Array, "depth *shape"], new: Shaped[Array, "*shape"]
+    ) -> Shaped[Array, "depth *shape"]:
         return jax.lax.dynamic_update_index_in_dim(leaf, new, i, 0)
 
     return jax.tree.map(write, stacked, slot)

@@ -1,12 +1,12 @@
 """The updates of a stack, each a loop over its blocks that writes their states in place.
 
-Where blocks settle at once, one loop goes up (`update_on_the_way_up`). Where they wait for what is above,
-one loop goes up and keeps what the way down needs (`run_up`), and one goes down and updates each block as
-soon as its gradient is there (`update_on_the_way_down`): gradients never exist for more than one block.
+Where blocks are updated at once, one loop goes up (`update_on_the_way_up`). Where they wait for what is
+above, one loop goes up and keeps what the way down needs (`run_up`), and one goes down and updates each
+block as soon as its gradient is there (`update_on_the_way_down`): gradients never exist for more than one.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -14,15 +14,16 @@ import jax.numpy as jnp
 from decoupled.learning.chain import Chain, ChainState, ChainStep
 from decoupled.learning.module_update import Passed, Rules, at_once, forward, no_metrics, vary_over
 from decoupled.learning.residuals import made_of, packed, unpacked
-from decoupled.learning.stack import Stack, put, take
-from decoupled.learning.state import EstimatorState, ModuleState
+from decoupled.learning.stack import Index, Stack, put, take
+from decoupled.learning.state import BoundaryMetrics, EstimatorState, ModuleState
+from decoupled.shapes import Bool, Integer, Shaped
 from decoupled.types import Array, Key, PyTree
 
 # (piece of the chain, its state, h) -> what its walk returns.
 Run: TypeAlias = Callable[[Chain, ChainState, PyTree], ChainStep]
 
 
-def update_on_the_way_up(stack: Stack, run: Run, always: Array | None) -> Run:
+def update_on_the_way_up(stack: Stack, run: Run, opaque_true: Bool[Array, ""] | None) -> Run:
     """The update of a stack whose estimators read nothing: in each turn a block is run as a piece.
 
     In turn i the loop reads the state of block i and of the estimator above it, and writes block i and the
@@ -40,7 +41,7 @@ def update_on_the_way_up(stack: Stack, run: Run, always: Array | None) -> Run:
         lowest = run(Chain((block,), (spec,), chain.first, chain.below), lowest_state, h)
         modules = put(modules, lowest.state.modules[0], 0)
 
-        def turn(i: Array | int, carry: Any) -> Any:
+        def turn(i: Index, carry: PyTree) -> PyTree:
             modules, estimators, below, above, h, metrics = carry
             piece = Chain((block,), (spec,), chain.first + i, spec)
             result = run(piece, ChainState((take(modules, i),), (above,), below), h)
@@ -50,7 +51,7 @@ def update_on_the_way_up(stack: Stack, run: Run, always: Array | None) -> Run:
             return modules, estimators, above, ahead, result.h_out, put(metrics, result.below, i - 1)
 
         # Also read as a piece: else the compiler would copy the array before the loop writes to it.
-        below, above = at_once(always, lambda all: (take(all, 0), take(all, 1)), estimators)
+        below, above = at_once(opaque_true, lambda all: (take(all, 0), take(all, 1)), estimators)
         carry = (modules, estimators, below, above, lowest.h_out, no_metrics(spec, (depth,)))
         modules, estimators, _, _, h, metrics = jax.lax.fori_loop(1, depth, turn, carry)
         state = ChainState((modules,), (estimators,), lowest.state.below)
@@ -68,7 +69,7 @@ class Slot(NamedTuple):
     """
 
     state: PyTree
-    residuals: list[Array]
+    residuals: list[Shaped[Array, "..."]]
 
 
 class PassedStack(NamedTuple):
@@ -83,12 +84,12 @@ class PassedStack(NamedTuple):
 
     h_out: PyTree
     slots: Slot
-    h_in: Callable[[Array | int, ModuleState], PyTree]
-    block: Callable[[Array | int, ModuleState, PyTree, Slot], Passed]
+    h_in: Callable[[Index, ModuleState], PyTree]
+    block: Callable[[Index, ModuleState, PyTree, Slot], Passed]
 
 
 def run_up(
-    rules: Rules, stack: Stack, modules: ModuleState, h: PyTree, key: Key, first: Array | int
+    rules: Rules, stack: Stack, modules: ModuleState, h: PyTree, key: Key, first: Index
 ) -> PassedStack:
     """Runs the blocks of a stack.
 
@@ -97,14 +98,14 @@ def run_up(
     """
     depth, every = len(stack.names), stack.recompute_every
 
-    def run(state: ModuleState, h: PyTree, i: Array | int) -> Passed:
+    def run(state: ModuleState, h: PyTree, i: Index) -> Passed:
         return forward(rules, stack.block, state, h, jax.random.fold_in(key, first + i), lowest=False)
 
     def pullback_of(params: PyTree, h: PyTree, others: tuple[PyTree, Array]) -> list[Array]:
         mutable, i = others
         return jax.tree.leaves(run(ModuleState(params, mutable, ()), h, i).pullback)
 
-    def place(i: Array | int) -> Array | int:
+    def place(i: Index) -> Index:
         """Of an input among those that are kept; one that is not has the place of the next."""
         return i - i // every if every else i
 
@@ -112,7 +113,7 @@ def run_up(
     is_kept = made_of(pullback_of, lowest.params, h, (lowest.state, jnp.int32(0)))
     room = jax.tree.map(lambda leaf: jnp.zeros((place(depth - 1) + 1, *leaf.shape), leaf.dtype), h)
 
-    def turn(carry: tuple[PyTree, PyTree], block: tuple[PyTree, PyTree, Array]) -> Any:
+    def turn(carry: tuple[PyTree, PyTree], block: tuple[PyTree, PyTree, Array]) -> PyTree:
         (h, inputs), (params, mutable, i) = carry, block
         passed = run(ModuleState(params, mutable, ()), h, i)
         leaves = jax.tree.leaves(passed.pullback)
@@ -122,16 +123,16 @@ def run_up(
     each = (modules.params, modules.state, jnp.arange(depth, dtype=jnp.int32))
     (h_out, inputs), slots = jax.lax.scan(turn, (h, vary_over(rules.axis_name, room)), each)
 
-    def h_in(i: Array | int, modules: ModuleState) -> PyTree:
-        def kept(i: Array | int) -> PyTree:
+    def h_in(i: Index, modules: ModuleState) -> PyTree:
+        def kept(i: Index) -> PyTree:
             return take(inputs, place(i))
 
-        def computed_again(i: Array | int) -> PyTree:
+        def computed_again(i: Index) -> PyTree:
             return run(take(modules, i - 1), kept(i - 1), i - 1).h_out
 
         return jax.lax.cond(i % every == every - 1, computed_again, kept, i) if every else kept(i)
 
-    def block(i: Array | int, state: ModuleState, h: PyTree, slot: Slot) -> Passed:
+    def block(i: Index, state: ModuleState, h: PyTree, slot: Slot) -> Passed:
         # Only what parameters alone give is computed again: nothing else of this is used.
         again = run(state, h, i)
         leaves, structure = jax.tree.flatten(again.pullback)
@@ -145,17 +146,20 @@ def run_up(
 
 
 def update_on_the_way_down(
-    always: Array | None,
+    opaque_true: Bool[Array, ""] | None,
     passed: PassedStack,
-    state: tuple[ModuleState, EstimatorState, Any],
+    state: tuple[ModuleState, EstimatorState, BoundaryMetrics | None],
     grad_h_out: PyTree,
-    update_block: Callable[[Array | int, ModuleState, Passed, PyTree], tuple[ModuleState, PyTree]],
-    update_below: Callable[[Array, EstimatorState, PyTree, PyTree], tuple[EstimatorState, Any, PyTree]],
-) -> tuple[tuple[ModuleState, EstimatorState, Any], PyTree]:
+    update_block: Callable[[Index, ModuleState, Passed, PyTree], tuple[ModuleState, PyTree]],
+    update_below: Callable[
+        [Integer[Array, ""], EstimatorState, PyTree, PyTree],
+        tuple[EstimatorState, BoundaryMetrics | None, PyTree],
+    ],
+) -> tuple[tuple[ModuleState, EstimatorState, BoundaryMetrics | None], PyTree]:
     """Updates the blocks of a stack, the highest first, and the estimators between them.
 
     Args:
-      always: see `at_once`.
+      opaque_true: see `at_once`.
       passed: the stack.
       state: of all blocks and the estimators above them, with these estimators' metrics.
       grad_h_out: gradient of the highest block's output.
@@ -169,16 +173,18 @@ def update_on_the_way_down(
     """
     highest = jax.tree.leaves(state[0].params)[0].shape[0] - 1
 
-    def turn(n: Array | int, carry: Any) -> Any:
+    def turn(n: Index, carry: PyTree) -> PyTree:
         i = highest - n
 
-        def update(modules: ModuleState, estimators: EstimatorState, slots: Slot, grad: PyTree) -> Any:
+        def update(modules: ModuleState, estimators: EstimatorState, slots: Slot, grad: PyTree) -> PyTree:
             old, h = take(modules, i), passed.h_in(i, modules)
             module, grad = update_block(i, old, passed.block(i, old, h, take(slots, i)), grad)
             return module, *update_below(i, take(estimators, i - 1), h, grad)
 
         (modules, estimators, metrics), grad = carry
-        module, below, measured, grad = at_once(always, update, modules, estimators, passed.slots, grad)
+        module, below, measured, grad = at_once(
+            opaque_true, update, modules, estimators, passed.slots, grad
+        )
         modules, estimators = put(modules, module, i), put(estimators, below, i - 1)
         return (modules, estimators, put(metrics, measured, i - 1)), grad
 
@@ -188,5 +194,5 @@ def update_on_the_way_down(
 
     (modules, estimators, metrics), grad = jax.lax.fori_loop(0, highest, turn, (state, grad_h_out))
     # What is below the lowest block may be of another kind.
-    lowest, grad = at_once(always, update_lowest, modules, passed.slots, grad)
+    lowest, grad = at_once(opaque_true, update_lowest, modules, passed.slots, grad)
     return (put(modules, lowest, 0), estimators, metrics), grad

@@ -10,11 +10,15 @@ import optax
 
 from decoupled.learning.chain import Chain
 from decoupled.learning.stack import modules_of
+from decoupled.learning.state import EstimatorState, ModuleState
+from decoupled.shapes import Integer
 from decoupled.types import Array, Estimator, PyTree
 
 
 class WatchState(NamedTuple):
     """Of one module, or one estimator.
+
+    Those of a stack lie in one array, which has an axis of its blocks.
 
     Attributes:
       inner: state of the optimizer that is watched.
@@ -24,9 +28,9 @@ class WatchState(NamedTuple):
     """
 
     inner: optax.OptState
-    updates: Array
-    not_finite: Array
-    first: Array
+    updates: Integer[Array, "*blocks"]
+    not_finite: Integer[Array, "*blocks"]
+    first: Integer[Array, "*blocks"]
 
 
 def watched(optimizer: optax.GradientTransformation, skip: bool = False) -> optax.GradientTransformation:
@@ -48,7 +52,7 @@ def watched(optimizer: optax.GradientTransformation, skip: bool = False) -> opta
         return WatchState(optimizer.init(params), *(jnp.zeros((), jnp.int32) for _ in range(3)))
 
     def update(
-        updates: PyTree, state: Any, params: PyTree = None, **extra: Any
+        updates: PyTree, state: PyTree, params: PyTree = None, **extra: Any
     ) -> tuple[PyTree, WatchState]:
         leaves = jax.tree.leaves(updates)
         looked_at = leaves if skip else [leaf for leaf in leaves if leaf.ndim == 1] or leaves
@@ -80,7 +84,9 @@ class Watch(NamedTuple):
     first: int
 
 
-def read_watches(chain: Chain, modules: Sequence[Any], estimators: Sequence[Any]) -> list[Watch]:
+def read_watches(
+    chain: Chain, modules: Sequence[ModuleState], estimators: Sequence[EstimatorState]
+) -> list[Watch]:
     """What the optimizers of a chain have noticed, lowest module first; those not watched are left out.
 
     Args:

@@ -6,9 +6,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import PyTreeDef
 
 from decoupled.errors import UsageError
-from decoupled.types import Array, PyTree
+from decoupled.shapes import AnyArray, Shaped
+from decoupled.types import PyTree
 
 
 class Arrays(NamedTuple):
@@ -22,7 +24,7 @@ class Arrays(NamedTuple):
 
     x: PyTree
     y: PyTree
-    weight: np.ndarray | Array | None
+    weight: Shaped[AnyArray, "*examples"] | None
 
     @property
     def examples(self) -> int:
@@ -111,7 +113,7 @@ def fingerprint(arrays: Arrays | None) -> str:
     return digest.hexdigest()
 
 
-def _array(what: str, path: Any, leaf: Any) -> np.ndarray | Array:
+def _array(what: str, path: tuple, leaf: Any) -> Shaped[AnyArray, "examples ..."]:
     array = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
     if array.ndim == 0 or not (
         np.issubdtype(array.dtype, np.bool_) or jnp.issubdtype(array.dtype, np.number)
@@ -123,14 +125,14 @@ def _array(what: str, path: Any, leaf: Any) -> np.ndarray | Array:
     return array
 
 
-def _named(tree: PyTree) -> dict[str, Any]:
+def _named(tree: PyTree) -> dict[str, AnyArray]:
     return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def _name(path: Any) -> str:
+def _name(path: tuple) -> str:
     """Such as x or x['mask']."""
     return str(path[0].key) + jax.tree_util.keystr(path[1:])
 
 
-def _told(structure: Any) -> str:
+def _told(structure: PyTreeDef) -> str:
     return str(structure).removeprefix("PyTreeDef(").removesuffix(")").replace("*", "array")

@@ -9,6 +9,7 @@ import optax
 
 from decoupled.learning.state import LearnerState, ModuleState
 from decoupled.precision import at_least_float32
+from decoupled.shapes import Integer
 from decoupled.types import Array, PyTree
 
 
@@ -22,7 +23,7 @@ class AverageState(NamedTuple):
     """
 
     inner: optax.OptState
-    count: Array
+    count: Integer[Array, ""]
     average: PyTree
 
 
@@ -45,7 +46,7 @@ def averaged(
         return AverageState(optimizer.init(params), jnp.zeros((), jnp.int32), average)
 
     def update(
-        updates: PyTree, state: Any, params: PyTree = None, **extra: Any
+        updates: PyTree, state: PyTree, params: PyTree = None, **extra: Any
     ) -> tuple[PyTree, AverageState]:
         updates, inner = optimizer.update(updates, state.inner, params, **extra)
         count = state.count + 1

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
+from jax.typing import ArrayLike
 
 from decoupled.errors import DataError, TrainingError
 from decoupled.extras import extra
@@ -168,7 +169,7 @@ def from_host(like: PyTree, leaves: Sequence[np.ndarray]) -> PyTree:
                 f" {place.dtype}{list(place.shape)} in this network"
             )
 
-    def back(place: Any, leaf: np.ndarray) -> Any:
+    def back(place: ArrayLike, leaf: np.ndarray) -> ArrayLike:
         if _is_key(place):
             return jax.random.wrap_key_data(jnp.asarray(leaf), impl=jax.random.key_impl(place))
         return int(leaf) if isinstance(place, int) else leaf
@@ -204,7 +205,7 @@ def first_line(error: Exception) -> str:
     return text.splitlines()[0] if text else type(error).__name__
 
 
-def _is_key(leaf: Any) -> bool:
+def _is_key(leaf: ArrayLike) -> bool:
     return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 

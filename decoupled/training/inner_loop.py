@@ -1,12 +1,13 @@
 """The one loop that takes steps, for train.py and `fit` alike; what is done between steps is theirs."""
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
 from decoupled.training.clock import Clock
 from decoupled.training.step import Totals
+from decoupled.types import PyTree
 
 
 class Pace(NamedTuple):
@@ -37,8 +38,8 @@ class Position(NamedTuple):
       stopped: the number of the signal that it stopped at before its end, or 0.
     """
 
-    state: Any
-    totals: Any
+    state: PyTree
+    totals: PyTree
     done: int
     stopped: int = 0
 
@@ -57,18 +58,18 @@ class Between(NamedTuple):
     """
 
     asked_to_stop: Callable[[], int]
-    check: Callable[[int, Any], None]
+    check: Callable[[int, PyTree], None]
     report: Callable[[int, Totals], None]
-    look: Callable[[int, Any, Any, bool, bool], bool]
-    keep: Callable[[int, Any, Any], None]
-    show: Callable[[int, Any], None] = lambda done, state: None
+    look: Callable[[int, PyTree, PyTree, bool, bool], bool]
+    keep: Callable[[int, PyTree, PyTree], None]
+    show: Callable[[int, PyTree], None] = lambda done, state: None
 
 
 def take_steps(
     position: Position,
-    batches: Iterable[Any],
-    step: Callable[[Any, Any, Any], tuple[Any, Any]],
-    new_totals: Callable[[], Any],
+    batches: Iterable[PyTree],
+    step: Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]],
+    new_totals: Callable[[], PyTree],
     pace: Pace,
     clock: Clock,
     between: Between,

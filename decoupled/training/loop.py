@@ -15,6 +15,7 @@ from decoupled.errors import Interrupted
 from decoupled.learning.learner import Learner
 from decoupled.learning.state import LearnerState
 from decoupled.learning.watch import read_watches
+from decoupled.shapes import AnyArray, Shaped
 from decoupled.training.clock import Clock, Times
 from decoupled.training.execution import Execution
 from decoupled.training.inner_loop import Between, Pace, Position, take_steps
@@ -28,7 +29,7 @@ from decoupled.training.report import render_report
 from decoupled.training.resume import check_data, resume
 from decoupled.training.step import Totals, alignment_step, evaluator, no_totals
 from decoupled.training.workdir import NoWorkdir, Workdir
-from decoupled.types import Array, Key
+from decoupled.types import Key, PyTree
 
 
 class Job(NamedTuple):
@@ -106,7 +107,9 @@ def _train_and_evaluate(job: Job, workdir: Workdir | NoWorkdir, requests: StopRe
     init_key, step_key = jax.random.split(jax.random.key(job.seed))
     first = (train.images[: job.batch_size], train.labels[: job.batch_size])
 
-    def init(key: Key, images: Array, labels: Array) -> LearnerState:
+    def init(
+        key: Key, images: Shaped[AnyArray, "batch *shape"], labels: Shaped[AnyArray, "batch *label"]
+    ) -> LearnerState:
         return learner.init(key, job.preprocess.evaluate(images), labels)
 
     def place_totals() -> Totals:
@@ -125,7 +128,7 @@ def _train_and_evaluate(job: Job, workdir: Workdir | NoWorkdir, requests: StopRe
     at_once = min(1000, max(job.batch_size, 100))
     evaluate = evaluator(learner, job.preprocess, at_once, execution, job.metric)
 
-    def check(done: int, state: Any) -> None:
+    def check(done: int, state: PyTree) -> None:
         monitor.check(done, read_watches(learner.chain, *execution.of_each_link(state)))
 
     def report(done: int, totals: Totals) -> None:
@@ -133,7 +136,7 @@ def _train_and_evaluate(job: Job, workdir: Workdir | NoWorkdir, requests: StopRe
         speed = clock.report(done) * job.batch_size
         monitor.training(done, done / steps_per_epoch, totals, speed)
 
-    def look(done: int, state: Any, batch: Any, measured: bool, epoch_ends: bool) -> bool:
+    def look(done: int, state: PyTree, batch: PyTree, measured: bool, epoch_ends: bool) -> bool:
         """Measures the network between two steps."""
         if measured:
             cosines = align(execution.whole_state(state), *batch, step_key)
@@ -147,11 +150,11 @@ def _train_and_evaluate(job: Job, workdir: Workdir | NoWorkdir, requests: StopRe
                     workdir.save_best(execution.whole_state(state), done)
         return False
 
-    def keep(done: int, state: Any, totals: Any) -> None:
+    def keep(done: int, state: PyTree, totals: PyTree) -> None:
         notes = {"times": clock.times(), "monitor": monitor.notes(), "data": job.fingerprint}
         workdir.checkpoint(done, execution.snapshot(state, totals), notes)
 
-    def show_test(done: int, state: Any) -> None:
+    def show_test(done: int, state: PyTree) -> None:
         """Not a part of any checkpoint: a run that goes on from the end of an epoch begins with this."""
         if job.show_test and 0 < done < last and done % steps_per_epoch == 0:
             result = evaluate(execution.whole_state(state), job.dataset.test)

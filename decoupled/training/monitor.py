@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, SupportsFloat
 
 from decoupled.errors import TrainingError
 from decoupled.learning.watch import Watch
@@ -95,7 +95,7 @@ class Monitor:
         self._latest |= {"estimator loss": record["estimator_loss"], "R2": record["r2"]}
         self._progress.show(step, _headline(record, self._metric.name))
 
-    def alignment(self, step: int, cosines: Iterable[Any]) -> None:
+    def alignment(self, step: int, cosines: Iterable[SupportsFloat]) -> None:
         """Reports the cosine of estimated and true gradient at every boundary."""
         values: list[float | None] = [round(float(cosine), 6) for cosine in cosines]
         self._check_finite(step, 0.0, values)

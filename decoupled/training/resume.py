@@ -1,7 +1,6 @@
 """Puts a run back to where its checkpoint was made, in every process that takes part."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -45,7 +44,7 @@ def resume(
     step: Callable,
     state: PyTree,
     totals: PyTree,
-    *arguments: Any,
+    *arguments: PyTree,
 ) -> tuple[PyTree, PyTree, int]:
     """The (state, totals, number of steps done) to go on from.
 

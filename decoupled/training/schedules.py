@@ -9,6 +9,7 @@ import optax
 from jax.typing import ArrayLike
 
 from decoupled.extras import extra
+from decoupled.shapes import Float
 from decoupled.types import Array
 
 with extra("train"):
@@ -74,7 +75,7 @@ def _step(section: ml_collections.ConfigDict, span: _Span) -> optax.Schedule:
     length = span.warmup + span.rest
     falls = [round(fraction * length) - span.warmup for fraction in section.step_boundaries]
 
-    def rate(count: ArrayLike) -> Array:
+    def rate(count: ArrayLike) -> Float[Array, ""]:
         fallen = sum(jnp.where(count >= fall, 1, 0) for fall in falls)
         return section.learning_rate * jnp.power(jnp.float32(section.step_factor), fallen)
 
@@ -86,7 +87,7 @@ def _straight(peak: float, warmup: int) -> optax.Schedule:
 
 
 def _half_wave(peak: float, warmup: int) -> optax.Schedule:
-    def rate(count: ArrayLike) -> Array:
+    def rate(count: ArrayLike) -> Float[Array, ""]:
         risen = (1 - jnp.cos(math.pi * count / warmup)) / 2
         return peak * (_ONE_CYCLE_STARTS_AT + (1 - _ONE_CYCLE_STARTS_AT) * risen)
 

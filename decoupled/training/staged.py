@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from jax.typing import ArrayLike
 
 from decoupled.data import Preprocess
 from decoupled.learning.dispatch import dispatched
@@ -14,6 +14,7 @@ from decoupled.learning.examples import Examples
 from decoupled.learning.learner import Learner
 from decoupled.learning.state import LearnerState
 from decoupled.parallel.pipeline import PipelineState, make_pipeline
+from decoupled.shapes import AnyArray, Float, Shaped
 from decoupled.training.execution import Execution
 from decoupled.training.objectives import Metric
 from decoupled.training.step import Totals, add_step, prepare
@@ -28,7 +29,11 @@ def by_dispatch(learner: Learner, preprocess: Preprocess, metric: Metric) -> Exe
     add = jax.jit(partial(add_step, metric=metric), donate_argnums=0)
 
     def step(
-        state: LearnerState, totals: Totals, images: Array, labels: Array, key: Key
+        state: LearnerState,
+        totals: Totals,
+        images: Shaped[AnyArray, "batch *shape"],
+        labels: Shaped[AnyArray, "batch *label"],
+        key: Key,
     ) -> tuple[LearnerState, Totals]:
         inputs, update_key = make_ready(state.step, images, key)
         state, metrics = update(state, inputs, labels, update_key)
@@ -44,14 +49,20 @@ def by_pipeline(learner: Learner, preprocess: Preprocess, metric: Metric, mesh: 
     before as there are stages above the lowest.
     """
 
-    def loss_and_score(losses: Array, output: Array, examples: Examples) -> tuple[Array, Array, Array]:
+    def loss_and_score(
+        losses: Float[Array, " batch"], output: PyTree, examples: Examples
+    ) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
         return jnp.ones(()), jnp.mean(losses), jnp.mean(metric.function(output, examples.y))
 
     pipeline = make_pipeline(learner, mesh, loss_and_score)
     make_ready = jax.jit(lambda step, images, key: prepare(preprocess, step, images, key))
 
     def step(
-        state: LearnerState | PipelineState, totals: Totals, images: Array, labels: Array, key: Key
+        state: LearnerState | PipelineState,
+        totals: Totals,
+        images: Shaped[AnyArray, "batch *shape"],
+        labels: Shaped[AnyArray, "batch *label"],
+        key: Key,
     ) -> tuple[PipelineState, Totals]:
         fed = state.fed if isinstance(state, PipelineState) else 0
         inputs, update_key = make_ready(fed, images, key)
@@ -68,7 +79,7 @@ def by_pipeline(learner: Learner, preprocess: Preprocess, metric: Metric, mesh: 
         return pipeline.join(state) if isinstance(state, PipelineState) else state
 
     def warm_up(
-        steps: int, step: Callable, state: PyTree, totals: Totals, *arguments: Any
+        steps: int, step: Callable, state: PyTree, totals: Totals, *arguments: PyTree
     ) -> tuple[PyTree, Totals]:
         # What waits between stages has come to its full number once a target has come all the way down.
         for _ in range(min(steps, 2 * mesh.shape["stage"])):
@@ -76,7 +87,7 @@ def by_pipeline(learner: Learner, preprocess: Preprocess, metric: Metric, mesh: 
         return state, totals
 
     def place_snapshot(like: PipelineState, restored: PipelineState) -> tuple[PipelineState, Totals]:
-        def place(leaf: Any, value: Any) -> Any:
+        def place(leaf: ArrayLike, value: ArrayLike) -> ArrayLike:
             return jax.device_put(value, leaf.sharding) if isinstance(leaf, jax.Array) else value
 
         state = jax.tree.map(place, like, restored)

@@ -15,6 +15,7 @@ from decoupled.learning.module_update import mean_of, no_metrics
 from decoupled.learning.stack import Stack
 from decoupled.learning.state import BoundaryMetrics, LearnerState, Metrics
 from decoupled.leaves import per_example
+from decoupled.shapes import AnyArray, Bool, Float, Integer, Shaped
 from decoupled.training.average import evaluated
 from decoupled.training.execution import Execution
 from decoupled.training.objectives import ACCURACY, Metric
@@ -34,9 +35,9 @@ class Totals(NamedTuple):
         is not trained.
     """
 
-    steps: Array
-    loss: Array
-    score: Array
+    steps: Float[Array, ""]
+    loss: Float[Array, ""]
+    score: Float[Array, ""]
     boundaries: tuple[BoundaryMetrics | None, ...]
 
 
@@ -57,7 +58,7 @@ def add_step(
     labels: PyTree,
     axis_name: str | None = None,
     metric: Metric = ACCURACY,
-    weight: Array | None = None,
+    weight: Shaped[AnyArray, "*examples"] | None = None,
     batch_axes: int = 1,
 ) -> Totals:
     """Totals with one step more; `axis_name` and `batch_axes` are the learner's."""
@@ -89,7 +90,9 @@ def means(totals: Totals, metric: str) -> dict[str, Any]:
     }
 
 
-def prepare(preprocess: Preprocess, step: Array, images: PyTree, key: Key) -> tuple[PyTree, Key]:
+def prepare(
+    preprocess: Preprocess, step: Integer[Array, ""], images: PyTree, key: Key
+) -> tuple[PyTree, Key]:
     """The inputs of a step, augmented as one batch, and the key of its update.
 
     Each step's randomness comes from `key` and the step's number, so the same `key` serves a whole run.
@@ -110,7 +113,7 @@ def advance(learner: Learner, metric: Metric = ACCURACY) -> Callable:
         inputs: PyTree,
         labels: PyTree,
         key: Key,
-        weight: Array | None = None,
+        weight: Shaped[AnyArray, "*examples"] | None = None,
     ) -> tuple[LearnerState, Totals]:
         state, metrics = learner.update(state, inputs, labels, key, weight)
         rules = learner.rules
@@ -138,7 +141,7 @@ def train_step(
         images: PyTree,
         labels: PyTree,
         key: Key,
-        weight: Array | None = None,
+        weight: Shaped[AnyArray, "*examples"] | None = None,
     ) -> tuple[LearnerState, Totals]:
         inputs, update_key = prepare(preprocess, state.step, images, key)
         weights = () if weight is None else (weight,)
@@ -150,7 +153,12 @@ def train_step(
 def alignment_step(learner: Learner, preprocess: Preprocess) -> Callable:
     """A pure (state, images, labels, key) -> cosine of estimate and true gradient, (boundaries,)."""
 
-    def measure(state: LearnerState, images: Array, labels: Array, key: Key) -> Array:
+    def measure(
+        state: LearnerState,
+        images: Shaped[AnyArray, "batch *shape"],
+        labels: Shaped[AnyArray, "batch *label"],
+        key: Key,
+    ) -> Float[Array, " boundaries"]:
         gradients = boundary_gradients(learner, state, preprocess.evaluate(images), labels, key)
         return jnp.stack([cosine(t, e) for t, e in zip(*gradients, strict=True)])
 
@@ -178,8 +186,12 @@ def evaluator(
         own_rows = execution.rows(batch_size)
 
     def sums(
-        state: LearnerState, images: PyTree, labels: PyTree, real: Array, weight: Array | None = None
-    ) -> Array:
+        state: LearnerState,
+        images: PyTree,
+        labels: PyTree,
+        real: Bool[Array, " batch"],
+        weight: Shaped[Array, "batch *examples"] | None = None,
+    ) -> Float[Array, "loss_score_count"]:
         output = learner.predict(evaluated(state), preprocess.evaluate(images))
         output, labels, weight = per_example((output, labels, weight), learner.rules.batch_axes)
         values = learner.loss(output, labels), metric.function(output, labels)
