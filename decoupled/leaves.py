@@ -1,15 +1,16 @@
 """Activations of several arrays: pytrees whose leaves lead with the examples.
 
 Leaves of real numbers have gradients. Others (masks, positions, tokens) pass through the network beside
-them and have none. So whatever is a gradient has the structure of an activation's *real part*: the array
-itself where there is one such leaf, as is usual, else a tuple of them in the order of `jax.tree.leaves`.
+them and have none, and so do arrays without a number in them, such as a memory that is still empty. So
+whatever is a gradient has the structure of an activation's *real part*: the array itself where there is one
+such leaf, as is usual, else a tuple of them in the order of `jax.tree.leaves`.
 """
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from decoupled.shapes import AnyArray, Float
 from decoupled.types import PyTree
@@ -51,6 +52,11 @@ def joined_rows(tree: PyTree) -> Float[AnyArray, "batch *features"]:
     return jnp.concatenate([leaf.reshape(leaf.shape[0], -1) for leaf in leaves], axis=1)
 
 
-def is_real(leaf: Any) -> bool:
+def is_real(leaf: ArrayLike) -> bool:
     """Whether a leaf holds real numbers, and so has a gradient."""
-    return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.floating) and not has_no_features(leaf)
+
+
+def has_no_features(leaf: ArrayLike) -> bool:
+    """Whether there is not one number an example in a leaf, as in (batch, 0)."""
+    return 0 in jnp.shape(leaf)[1:]

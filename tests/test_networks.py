@@ -333,6 +333,42 @@ def test_bp_lambda_goes_around_a_lift_as_it_goes_within(inner):
     chex.assert_trees_all_close(*results, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("name", "lift"), [("local_loss", estimators.each), ("direct_feedback_alignment", lambda own: own)]
+)
+def test_an_array_without_numbers_changes_nothing(name, lift):
+    """Such as a memory that is still empty: all is as it is without."""
+    x, y = helpers.batch()
+    own = helpers.every_method()[name]
+    first, last = helpers.mlp_modules(1)
+
+    def apply(params, state, h, key, train):
+        h, state = first.apply(params, state, h, key, train)
+        return {"a_memory": h[:, :0], "h": h}, state
+
+    beside = last._replace(
+        init=lambda key, h: last.init(key, h["h"]),
+        apply=lambda params, state, h, *others: last.apply(params, state, h["h"], *others),
+    )
+    alone = helpers.make_learner([first, last], own)
+    learner = helpers.make_learner([first._replace(apply=apply), beside], lift(own))
+    state = helpers.noisy(alone.init(KEY, x, y))
+    lifted = jax.tree.unflatten(jax.tree.structure(learner.init(KEY, x, y)), jax.tree.leaves(state))
+    expected, _ = jax.jit(alone.update)(state, x, y, KEY)
+    found, _ = jax.jit(learner.update)(lifted, x, y, KEY)
+    chex.assert_trees_all_close(jax.tree.leaves(found), jax.tree.leaves(expected), rtol=1e-5, atol=1e-6)
+
+    h, error = jax.random.normal(KEY, (8, 4)), jax.random.normal(KEY, (8, CLASSES))
+
+    def loss(spec, state, h):
+        handed_on = decoupled.boundary(spec, state.estimators[0].params, h, y, error)
+        return sum(leaf.sum() for leaf in jax.tree.leaves(handed_on))
+
+    expected = jax.jit(jax.grad(lambda h: loss(own, state, h)))(h)
+    found = jax.jit(jax.grad(lambda h: loss(lift(own), lifted, h)))({"a_memory": h[:, :0], "h": h})
+    np.testing.assert_allclose(found["h"], expected, rtol=1e-6)
+
+
 def test_each_keeps_its_optimizers_in_nnx():
     network = networks.two_towers()
     estimator = estimators.each(methods(network)["recursive_least_squares"])

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from decoupled import weights
 from decoupled.errors import UsageError, naming
-from decoupled.leaves import joined_rows, real_part
+from decoupled.leaves import has_no_features, joined_rows, real_part
 from decoupled.shapes import AnyArray, Shaped
 from decoupled.types import Estimator, PyTree, Reads
 
@@ -98,7 +98,8 @@ def check_activation(where: str, h: PyTree, batch_axes: int = 1) -> None:
     leaves = jax.tree.leaves(h)
     real = jax.tree.leaves(real_part(h))
     if not real:
-        kinds = " and ".join(sorted({str(jnp.result_type(leaf)) for leaf in leaves})) or "empty"
+        found = {"empty" if has_no_features(leaf) else str(jnp.result_type(leaf)) for leaf in leaves}
+        kinds = " and ".join(sorted(found)) or "empty"
         raise UsageError(f"{where}: h is {kinds}, which has no gradient: put the boundary after a layer")
     for leaf in map(jnp.asarray, real):
         if leaf.ndim <= batch_axes:
@@ -107,6 +108,8 @@ def check_activation(where: str, h: PyTree, batch_axes: int = 1) -> None:
                 " count examples: under jax.vmap over examples say batch_axes=0, otherwise pass"
                 " h[..., None]"
             )
+        if 0 in leaf.shape[batch_axes:]:
+            raise UsageError(f"{where}: h has shape {leaf.shape}, without a number in it: leave it out")
 
 
 def check_examples(where: str, h: PyTree, batch_axes: int = 1, **others: PyTree) -> None:

@@ -158,6 +158,16 @@ def test_several_arrays_need_an_estimator_that_tells_them_apart():
         estimators.each(linear, estimators.backprop())
 
 
+def test_where_nothing_is_there_is_nothing_to_estimate():
+    linear, empty = estimators.linear(), H[:, :0]
+    with pytest.raises(UsageError, match=r"^mine: h is empty, which has no gradient"):
+        decoupled.boundary(linear, {}, (empty, jnp.zeros((8, 3, 0))), name="mine")
+    with pytest.raises(UsageError, match=r"^boundary Boundary: h is empty and int32, which"):
+        Boundary(linear).init(KEY, {"memory": empty, "mask": Y})
+    with pytest.raises(UsageError, match=r"^mine: h has shape \(0,\), without a number"):
+        jax.vmap(lambda h: decoupled.boundary(linear, {}, h, batch_axes=0, name="mine"))(empty)
+
+
 @pytest.mark.parametrize("weight", [jnp.ones(7), jnp.ones((8, 4))])
 def test_weights_are_one_an_example(weight):
     with pytest.raises(UsageError, match=r"^mine: weight has shape .* has the examples \(8,\)"):
