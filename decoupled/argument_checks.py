@@ -94,7 +94,7 @@ def listed(what: str, values: Any, check: Callable[[str, Any], None]) -> tuple[A
     return found
 
 
-def _told(value: Any) -> str:
+def _told(value: object) -> str:
     """A value in a few words."""
     if isinstance(value, (Module, Estimator)):
         return f"one {type(value).__name__.lower()} ({value.name})"
@@ -103,7 +103,7 @@ def _told(value: Any) -> str:
     return f"{value!r}" if isinstance(value, (str, int, float, type(None))) else f"a {type(value).__name__}"
 
 
-def _name(function: Any) -> str:
+def _name(function: object) -> str:
     return getattr(function, "__name__", None) or type(function).__name__
 
 

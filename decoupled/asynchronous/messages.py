@@ -158,7 +158,7 @@ def to_device(tree: PyTree) -> PyTree:
     return jax.tree.map(move, tree, is_leaf=lambda leaf: isinstance(leaf, _HostKey))
 
 
-def send(connection: Connection, message: Any) -> None:
+def send(connection: Connection, message: object) -> None:
     """Writes a message whole; waits while the pipe is full.
 
     Raises:

@@ -8,7 +8,7 @@ import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ from decoupled.learning.fused import update_chain
 from decoupled.learning.learner import Learner
 from decoupled.learning.module_update import Rules
 from decoupled.parallel.stages import cut_into_stages, fit_top
-from decoupled.shapes import AnyArray
+from decoupled.shapes import AnyArray, Float, Integer, Shaped
 from decoupled.types import Array, Key, PyTree
 
 
@@ -111,7 +111,12 @@ def train_stage(connection: Connection, inbox: queue.SimpleQueue, job: Job) -> N
     key = jax.random.wrap_key_data(jnp.asarray(data), impl=implementation)
     update = jax.jit(stage_update(learner.rules, stage, key), donate_argnums=0)
 
-    def fit_to(state: ChainState, h: Array, y: Array, target: Array) -> ChainState:
+    def fit_to(
+        state: ChainState,
+        h: Float[Array, "batch *features"],
+        y: Shaped[Array, "batch *label"],
+        target: Float[Array, "batch *features"],
+    ) -> ChainState:
         return fit_top(learner.rules, stage, state, h, Examples(y), target)[0]
 
     fit = jax.jit(fit_to, donate_argnums=0)
@@ -166,13 +171,18 @@ def train_stage(connection: Connection, inbox: queue.SimpleQueue, job: Job) -> N
             send(connection, Snapshot(to_host(state), counts.updates))
 
 
-def stage_update(rules: Rules, stage: Chain, key: Key) -> Callable[..., Any]:
+def stage_update(rules: Rules, stage: Chain, key: Key) -> Callable[..., tuple[PyTree, ...]]:
     """A pure (state, h, y, number) -> (state, h_out, grad_h_in, mean loss).
 
     A minibatch's randomness comes from the run's key and its number, as in the training loop's fused step.
     """
 
-    def update(state: ChainState, h: Array, y: Array, number: Array) -> tuple[PyTree, ...]:
+    def update(
+        state: ChainState,
+        h: Float[Array, "batch *features"],
+        y: Shaped[Array, "batch *label"],
+        number: Integer[Array, ""],
+    ) -> tuple[PyTree, ...]:
         _, update_key = jax.random.split(jax.random.fold_in(key, number))
         step = update_chain(rules, stage, state, h, Examples(y), update_key, always=number >= 0)
         loss = None if step.losses is None else jnp.mean(step.losses)

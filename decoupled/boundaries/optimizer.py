@@ -72,7 +72,7 @@ def split_optimizer(
         return SplitState(layers.init(split.rest), states)
 
     def update(
-        updates: PyTree, state: Any, params: PyTree = None, **extra: Any
+        updates: PyTree, state: PyTree, params: PyTree = None, **extra: Any
     ) -> tuple[PyTree, SplitState]:
         split = _split(updates)
         rest_params, boundary_params = (None, {}) if params is None else _split(params)[:2]

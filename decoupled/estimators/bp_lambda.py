@@ -4,7 +4,8 @@ import jax
 
 from decoupled.argument_checks import check_estimator
 from decoupled.errors import UsageError
-from decoupled.types import Array, Estimator, PyTree, Reads
+from decoupled.shapes import AnyArray, Shaped
+from decoupled.types import Estimator, PyTree, Reads
 
 
 def bp_lambda(estimator: Estimator, lam: float = 0.5) -> Estimator:
@@ -33,7 +34,9 @@ def bp_lambda(estimator: Estimator, lam: float = 0.5) -> Estimator:
     if lam == 0:
         return estimator
 
-    def estimate(est_params: PyTree, h: PyTree, y: PyTree, signal: PyTree, *weight: Array) -> PyTree:
+    def estimate(
+        est_params: PyTree, h: PyTree, y: PyTree, signal: PyTree, *weight: Shaped[AnyArray, " batch"]
+    ) -> PyTree:
         synthetic = estimator.estimate(est_params, h, y, None, *weight)
         return jax.tree.map(lambda own, incoming: (1 - lam) * own + lam * incoming, synthetic, signal)
 

@@ -96,7 +96,7 @@ def solver(
             return jnp.zeros((), jnp.int32), descent.init(_descended(params))
 
         def update(
-            updates: PyTree, state: Any, params: PyTree = None
+            updates: PyTree, state: PyTree, params: PyTree = None
         ) -> tuple[PyTree, tuple[Array, optax.OptState]]:
             _check_precision(params)
             steps, rest = state

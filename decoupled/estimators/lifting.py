@@ -1,8 +1,7 @@
 """Estimators of one array made to serve an h that is a pytree with several real-valued leaves."""
 
 import itertools
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +29,9 @@ def joined(estimator: Estimator) -> Estimator:
     def init(key: Key, h: PyTree, y: PyTree) -> PyTree:
         return estimator.init(key, _vectors(h), y)
 
-    def estimate(est_params: PyTree, h: PyTree, y: PyTree, signal: PyTree = None, *weight: Array) -> PyTree:
+    def estimate(
+        est_params: PyTree, h: PyTree, y: PyTree, signal: PyTree = None, *weight: Shaped[AnyArray, " batch"]
+    ) -> PyTree:
         own = _vectors(signal) if estimator.reads is Reads.INCOMING else signal
         vectors = estimator.estimate(est_params, _vectors(h), y, own, *weight)
         leaves, structure = jax.tree.flatten(h)
@@ -40,8 +41,8 @@ def joined(estimator: Estimator) -> Estimator:
         return jax.tree.unflatten(structure, shaped)
 
     def training_gradient(
-        est_params: PyTree, h: PyTree, y: PyTree, target: PyTree = None, *weight: Array
-    ) -> tuple[Array, PyTree]:
+        est_params: PyTree, h: PyTree, y: PyTree, target: PyTree = None, *weight: Shaped[AnyArray, " batch"]
+    ) -> tuple[Float[Array, ""], PyTree]:
         assert estimator.training_gradient is not None
         own = None if target is None else _vectors(target)
         return estimator.training_gradient(est_params, _vectors(h), y, own, *weight)
@@ -75,7 +76,7 @@ def each(*estimators: Estimator) -> Estimator:
         )
     first = estimators[0]
 
-    def of(leaves: list[Any]) -> tuple[Estimator, ...]:
+    def of(leaves: Sequence[PyTree]) -> tuple[Estimator, ...]:
         if len(estimators) not in (1, len(leaves)):
             raise UsageError(f"each was given {len(estimators)} estimators for {len(leaves)} arrays")
         return estimators * len(leaves) if len(estimators) == 1 else estimators
@@ -85,7 +86,9 @@ def each(*estimators: Estimator) -> Estimator:
         keys = jax.random.split(key, len(leaves))
         return tuple(e.init(k, leaf, y) for e, k, leaf in zip(of(leaves), keys, leaves, strict=True))
 
-    def estimate(est_params: PyTree, h: PyTree, y: PyTree, signal: PyTree = None, *weight: Array) -> PyTree:
+    def estimate(
+        est_params: PyTree, h: PyTree, y: PyTree, signal: PyTree = None, *weight: Shaped[AnyArray, " batch"]
+    ) -> PyTree:
         leaves, structure = jax.tree.flatten(h)
         signals = jax.tree.leaves(signal) if first.reads is Reads.INCOMING else [signal] * len(leaves)
         parts = zip(of(leaves), est_params, leaves, signals, strict=True)
@@ -96,8 +99,8 @@ def each(*estimators: Estimator) -> Estimator:
         return jax.tree.unflatten(structure, found)
 
     def training_gradient(
-        est_params: PyTree, h: PyTree, y: PyTree, target: PyTree = None, *weight: Array
-    ) -> tuple[Array, PyTree]:
+        est_params: PyTree, h: PyTree, y: PyTree, target: PyTree = None, *weight: Shaped[AnyArray, " batch"]
+    ) -> tuple[Float[Array, ""], PyTree]:
         leaves = jax.tree.leaves(h)
         targets = jax.tree.leaves(target) or [None] * len(leaves)
         parts = zip(of(leaves), est_params, leaves, targets, strict=True)
@@ -119,7 +122,7 @@ def each(*estimators: Estimator) -> Estimator:
 
 
 def _one_each(
-    of: Callable[[list[Any]], tuple[Estimator, ...]],
+    of: Callable[[Sequence[PyTree]], tuple[Estimator, ...]],
 ) -> Callable[[optax.GradientTransformation], optax.GradientTransformation]:
     """The optimizers of estimators side by side, each on the parameters of its own."""
 
@@ -132,7 +135,7 @@ def _one_each(
             return tuple(tx.init(part) for tx, part in zip(txs(len(own)), own, strict=True))
 
         def update(
-            updates: PyTree, state: Any, params: PyTree = None
+            updates: PyTree, state: PyTree, params: PyTree = None
         ) -> tuple[PyTree, tuple[optax.OptState, ...]]:
             steps = _each_part(updates)
             own = [None] * len(steps) if params is None else _each_part(params)

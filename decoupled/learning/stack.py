@@ -5,7 +5,7 @@ Compile time and temporary memory are those of one block, whatever the depth.
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 
@@ -59,7 +59,7 @@ def stack_equal(modules: Sequence[Module]) -> list[Module | Stack]:
     return links
 
 
-def check_link(where: str, value: Any) -> None:
+def check_link(where: str, value: object) -> None:
     """That what was given is a Module or a Stack.
 
     Raises:

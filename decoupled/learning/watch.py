@@ -108,5 +108,5 @@ def read_watches(
     ]
 
 
-def _is_watch(node: Any) -> bool:
+def _is_watch(node: object) -> bool:
     return isinstance(node, WatchState)

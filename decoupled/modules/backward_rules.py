@@ -150,7 +150,7 @@ def _intercepted(
         )
     plain = layer.clone(parent=None, name=_PLAIN)
 
-    def f(params: PyTree, x: Array) -> Any:
+    def f(params: PyTree, x: Array) -> PyTree:
         return plain.apply({"params": params}, x)
 
     @jax.custom_vjp
@@ -240,7 +240,7 @@ def _in_the_way(matrices: list[tuple[str, ...]]) -> bool:
     return any(path[-1] != "embedding" for path in matrices)
 
 
-def _paths(tree: PyTree) -> dict[tuple[str, ...], Any]:
+def _paths(tree: PyTree) -> dict[tuple[str, ...], Array]:
     """The arrays of a collection, but for those of boundaries' estimators, by their path."""
     found = {}
     for path, leaf in jax.tree.leaves_with_path(tree):

@@ -7,7 +7,6 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import jax
 
@@ -100,7 +99,9 @@ def joined(
         ) from error
 
 
-def _initialize(timeout: int, *address: Any) -> None:
+def _initialize(
+    timeout: int, coordinator_address: str | None, num_processes: int | None, process_id: int | None
+) -> None:
     """`jax.distributed.initialize`, with errors.
 
     When its time is up, the runtime ends the process with a stack trace of its own. So it is given more
@@ -110,7 +111,9 @@ def _initialize(timeout: int, *address: Any) -> None:
 
     def wait() -> None:
         try:
-            jax.distributed.initialize(*address, initialization_timeout=timeout + 60)
+            jax.distributed.initialize(
+                coordinator_address, num_processes, process_id, initialization_timeout=timeout + 60
+            )
         except Exception as error:
             raised.append(error)
 
@@ -119,15 +122,15 @@ def _initialize(timeout: int, *address: Any) -> None:
     thread.start()
     thread.join(timeout)
     if thread.is_alive():
-        who = f"process {address[2]}" if address[2] is not None else "this process"
-        where = f" at {address[0]}" if address[0] else ""
-        count = f" {address[1]}" if address[1] else ""
+        who = "this process" if process_id is None else f"process {process_id}"
+        where = f" at {coordinator_address}" if coordinator_address else ""
+        count = f" {num_processes}" if num_processes else ""
         raise TrainingError(
             f"{who} has waited {time.monotonic() - started:.0f} s for all{count} processes to meet{where}:"
             " check that each was started, with the same address, and can reach it"
         )
     for error in raised:
-        if address[0] is None and isinstance(error, ValueError):
+        if coordinator_address is None and isinstance(error, ValueError):
             raise UsageError(
                 "--distributed found no cluster (SLURM, GKE, Open MPI, ...) around this process: give"
                 " --coordinator_address, --num_processes and --process_id"

@@ -72,5 +72,5 @@ def _evaluated_module(module: ModuleState) -> ModuleState:
     return module
 
 
-def _is_average(node: Any) -> bool:
+def _is_average(node: object) -> bool:
     return isinstance(node, AverageState)

@@ -37,13 +37,13 @@ class Range(NamedTuple):
     below: bool = False
     several: bool = False
 
-    def allows(self, value: Any) -> bool:
+    def allows(self, value: object) -> bool:
         """Whether a field may have this value."""
         if self.several:
             return isinstance(value, tuple | list) and all(map(self._allows_one, value))
         return self._allows_one(value)
 
-    def _allows_one(self, value: Any) -> bool:
+    def _allows_one(self, value: object) -> bool:
         if isinstance(value, bool) or not isinstance(value, int if self.whole else int | float):
             return False
         # Written so that nan is refused.
@@ -222,7 +222,7 @@ def own_names(config: ml_collections.ConfigDict) -> dict[str, str]:
     return {field: value for field, value in values.items() if is_own(value)}
 
 
-def _check_options(field: str, options: Any) -> None:
+def _check_options(field: str, options: object) -> None:
     """That a run can save them and find them again as they are."""
     if not isinstance(options, dict):
         raise _refused(field, options, f"a section of fields, like config.{field}.width")
@@ -233,7 +233,7 @@ def _check_options(field: str, options: Any) -> None:
             raise _refused(f"{field}.{name}", value, "numbers, texts, True, False, None or tuples of them")
 
 
-def _is_plain(value: Any) -> bool:
+def _is_plain(value: object) -> bool:
     if isinstance(value, tuple | list):
         return all(map(_is_plain, value))
     return value is None or type(value) in (bool, int, str) or (type(value) is float and isfinite(value))
@@ -269,7 +269,7 @@ def _advice(field: str, known: Collection[str]) -> str:
     return f"did you mean {' or '.join(likely)}?" if likely else "leave it out; see configs/base.py"
 
 
-def _meant(value: Any, names: Collection[str]) -> str:
+def _meant(value: object, names: Collection[str]) -> str:
     """The name that a wrong one is likely to stand for, as the end of a message."""
     likely = difflib.get_close_matches(str(value), names, n=1, cutoff=_ALIKE)
     return f" (did you mean {likely[0]}?)" if likely else ""
@@ -279,6 +279,6 @@ def _name(field: str) -> str:
     return field.rpartition(".")[2]
 
 
-def _refused(field: str, value: Any, allowed: str) -> UsageError:
+def _refused(field: str, value: object, allowed: str) -> UsageError:
     shown = " ".join(repr(value).split("\n")).strip()  # a section where a value should be has many lines
     return UsageError(f"config.{field} is {shown}: choose {allowed}")

@@ -3,7 +3,6 @@
 import html
 import io
 from collections.abc import Sequence
-from typing import Any
 
 from decoupled.extras import extra
 
@@ -27,7 +26,7 @@ def page(title: str, body: str, style: str = "") -> str:
     )
 
 
-def table(rows: Sequence[Sequence[Any]], header: Sequence[str] = ()) -> str:
+def table(rows: Sequence[Sequence[object]], header: Sequence[str] = ()) -> str:
     """A table of values, as text."""
     head = "".join(f"<th>{html.escape(name.replace('_', ' '))}</th>" for name in header)
     body = "".join(
@@ -44,7 +43,7 @@ def svg(figure: Figure) -> str:
     return drawing[drawing.index("<svg") :]  # without the XML prologue, which HTML does not have
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.5g}"
     return "x".join(map(str, value)) if isinstance(value, list) else str(value)

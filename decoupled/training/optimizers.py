@@ -9,7 +9,7 @@ import optax
 
 from decoupled.errors import UsageError
 from decoupled.extras import extra
-from decoupled.shapes import AnyArray, Shaped
+from decoupled.shapes import AnyArray
 from decoupled.training.schedules import learning_rate
 from decoupled.types import PyTree
 
@@ -48,7 +48,7 @@ def no_bias_and_no_norm(params: PyTree) -> PyTree:
     have them, is told by its name.
     """
 
-    def decays(path: tuple, leaf: Shaped[AnyArray, "..."]) -> bool:
+    def decays(path: tuple, leaf: AnyArray) -> bool:
         names = [jax.tree_util.keystr((part,), simple=True) for part in path]
         return jnp.ndim(leaf) > 1 and "bias" not in names
 

@@ -27,7 +27,7 @@ _PYTHON = os.path.realpath(sysconfig.get_path("stdlib"))
 _INSTALLED = ("site-packages", "dist-packages")
 
 
-def is_own(name: Any) -> bool:
+def is_own(name: object) -> bool:
     """Whether a name is one's own, as against one that a config knows."""
     return isinstance(name, str) and ":" in name
 
