@@ -183,5 +183,5 @@ def _check_range(labels: Integer[np.ndarray, "examples *tokens"], classes: int, 
         raise DataError(f"{where}: label {label} of example {example} is outside 0..{classes - 1}")
 
 
-def _is_array(value: object) -> bool:
+def _is_array(value: Any) -> bool:
     return hasattr(value, "shape") and hasattr(value, "dtype")

@@ -59,7 +59,7 @@ def stack_equal(modules: Sequence[Module]) -> list[Module | Stack]:
     return links
 
 
-def check_link(where: str, value: object) -> None:
+def check_link(where: str, value: Any) -> None:
     """That what was given is a Module or a Stack.
 
     Raises:

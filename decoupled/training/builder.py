@@ -27,7 +27,6 @@ from decoupled.modules.backward_rules import (
     sign_symmetric,
     with_backward_rule,
 )
-from decoupled.shapes import Shaped
 from decoupled.training import parallel, staged
 from decoupled.training.average import averaged
 from decoupled.training.config_checks import check, options_of, own_names
@@ -303,9 +302,7 @@ def _rehearse(learner: Learner, metric: Metric, x: PyTree, y: PyTree, whole: boo
       whole: of all else that a run does with the network too, which takes longer.
     """
 
-    def forward(
-        key: Key, x: Shaped[Array, "batch *shape"], y: Shaped[Array, "batch *label"]
-    ) -> Shaped[Array, " batch"]:
+    def forward(key: Key, x: Array, y: Array) -> Array:
         state = learner.unstack(learner.init(key, x, y))
         for module, own in zip(learner.modules, state.modules, strict=True):
             x, _ = module.apply(own.params, own.state, x, key, True)

@@ -15,7 +15,6 @@ from decoupled.errors import Interrupted
 from decoupled.learning.learner import Learner
 from decoupled.learning.state import LearnerState
 from decoupled.learning.watch import read_watches
-from decoupled.shapes import AnyArray, Shaped
 from decoupled.training.clock import Clock, Times
 from decoupled.training.execution import Execution
 from decoupled.training.inner_loop import Between, Pace, Position, take_steps
@@ -29,7 +28,7 @@ from decoupled.training.report import render_report
 from decoupled.training.resume import check_data, resume
 from decoupled.training.step import Totals, alignment_step, evaluator, no_totals
 from decoupled.training.workdir import NoWorkdir, Workdir
-from decoupled.types import Key, PyTree
+from decoupled.types import Array, Key, PyTree
 
 
 class Job(NamedTuple):
@@ -107,9 +106,7 @@ def _train_and_evaluate(job: Job, workdir: Workdir | NoWorkdir, requests: StopRe
     init_key, step_key = jax.random.split(jax.random.key(job.seed))
     first = (train.images[: job.batch_size], train.labels[: job.batch_size])
 
-    def init(
-        key: Key, images: Shaped[AnyArray, "batch *shape"], labels: Shaped[AnyArray, "batch *label"]
-    ) -> LearnerState:
+    def init(key: Key, images: Array, labels: Array) -> LearnerState:
         return learner.init(key, job.preprocess.evaluate(images), labels)
 
     def place_totals() -> Totals:

@@ -22,7 +22,7 @@ from decoupled.shapes import Integer, Shaped
 from decoupled.training.execution import Execution
 from decoupled.training.objectives import Metric
 from decoupled.training.step import advance, prepare, train_step
-from decoupled.types import Array, Key, PyTree
+from decoupled.types import Array, PyTree
 
 AXIS = "data"
 
@@ -72,12 +72,7 @@ def by_pmap(learner: Learner, preprocess: Preprocess, metric: Metric, mesh: Mesh
     def split(rows: Shaped[Array, "batch *shape"]) -> Shaped[Array, "devices rows *shape"]:
         return rows.reshape(len(devices), -1, *rows.shape[1:])
 
-    def split_inputs(
-        step: Integer[Array, ""],
-        images: Shaped[Array, "batch *shape"],
-        labels: Shaped[Array, "batch *label"],
-        key: Key,
-    ) -> tuple[Shaped[Array, "devices rows *input"], Shaped[Array, "devices rows *label"], Key]:
+    def split_inputs(step: Array, images: Array, labels: Array, key: Array) -> tuple[Array, Array, Array]:
         inputs, update_key = prepare(preprocess, step, images, key)
         return split(inputs), split(labels), update_key
 
@@ -91,22 +86,12 @@ def by_pmap(learner: Learner, preprocess: Preprocess, metric: Metric, mesh: Mesh
         donate_argnums=(0, 1),
     )
 
-    def compile_step(
-        state: PyTree,
-        totals: PyTree,
-        images: Shaped[Array, "batch *shape"],
-        labels: Shaped[Array, "batch *label"],
-        key: Key,
-    ) -> Callable:
+    def compile_step(state: PyTree, totals: PyTree, images: Array, labels: Array, key: Array) -> Callable:
         first = split_inputs.lower(state.step, images, labels, key).compile()
         second = update.lower(state, totals, *first(state.step, images, labels, key)).compile()
 
         def step(
-            state: PyTree,
-            totals: PyTree,
-            images: Shaped[Array, "batch *shape"],
-            labels: Shaped[Array, "batch *label"],
-            key: Key,
+            state: PyTree, totals: PyTree, images: Array, labels: Array, key: Array
         ) -> tuple[PyTree, PyTree]:
             return second(state, totals, *first(state.step, images, labels, key))
 
@@ -188,9 +173,7 @@ def _over(mesh: Mesh, compile_step: Callable) -> Execution:
         slices = in_rows.addressable_devices_indices_map((batch_size,)).values()
         return np.sort(np.concatenate([np.arange(batch_size)[index] for index in slices if index]))
 
-    def place_batch(
-        batch: tuple[Shaped[np.ndarray, "rows ..."], ...],
-    ) -> tuple[Shaped[Array, "batch ..."], ...]:
+    def place_batch(batch: tuple[np.ndarray, ...]) -> tuple[Array, ...]:
         return tuple(jax.make_array_from_process_local_data(in_rows, part) for part in batch)
 
     def measure(function: Callable) -> Callable:

@@ -14,7 +14,6 @@ from decoupled.learning.examples import Examples
 from decoupled.learning.learner import Learner
 from decoupled.learning.state import LearnerState
 from decoupled.parallel.pipeline import PipelineState, make_pipeline
-from decoupled.shapes import AnyArray, Float, Shaped
 from decoupled.training.execution import Execution
 from decoupled.training.objectives import Metric
 from decoupled.training.step import Totals, add_step, prepare
@@ -29,11 +28,7 @@ def by_dispatch(learner: Learner, preprocess: Preprocess, metric: Metric) -> Exe
     add = jax.jit(partial(add_step, metric=metric), donate_argnums=0)
 
     def step(
-        state: LearnerState,
-        totals: Totals,
-        images: Shaped[AnyArray, "batch *shape"],
-        labels: Shaped[AnyArray, "batch *label"],
-        key: Key,
+        state: LearnerState, totals: Totals, images: Array, labels: Array, key: Key
     ) -> tuple[LearnerState, Totals]:
         inputs, update_key = make_ready(state.step, images, key)
         state, metrics = update(state, inputs, labels, update_key)
@@ -49,20 +44,14 @@ def by_pipeline(learner: Learner, preprocess: Preprocess, metric: Metric, mesh: 
     before as there are stages above the lowest.
     """
 
-    def loss_and_score(
-        losses: Float[Array, " batch"], output: PyTree, examples: Examples
-    ) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
+    def loss_and_score(losses: Array, output: Array, examples: Examples) -> tuple[Array, Array, Array]:
         return jnp.ones(()), jnp.mean(losses), jnp.mean(metric.function(output, examples.y))
 
     pipeline = make_pipeline(learner, mesh, loss_and_score)
     make_ready = jax.jit(lambda step, images, key: prepare(preprocess, step, images, key))
 
     def step(
-        state: LearnerState | PipelineState,
-        totals: Totals,
-        images: Shaped[AnyArray, "batch *shape"],
-        labels: Shaped[AnyArray, "batch *label"],
-        key: Key,
+        state: LearnerState | PipelineState, totals: Totals, images: Array, labels: Array, key: Key
     ) -> tuple[PipelineState, Totals]:
         fed = state.fed if isinstance(state, PipelineState) else 0
         inputs, update_key = make_ready(fed, images, key)

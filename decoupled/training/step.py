@@ -153,12 +153,7 @@ def train_step(
 def alignment_step(learner: Learner, preprocess: Preprocess) -> Callable:
     """A pure (state, images, labels, key) -> cosine of estimate and true gradient, (boundaries,)."""
 
-    def measure(
-        state: LearnerState,
-        images: Shaped[AnyArray, "batch *shape"],
-        labels: Shaped[AnyArray, "batch *label"],
-        key: Key,
-    ) -> Float[Array, " boundaries"]:
+    def measure(state: LearnerState, images: Array, labels: Array, key: Key) -> Array:
         gradients = boundary_gradients(learner, state, preprocess.evaluate(images), labels, key)
         return jnp.stack([cosine(t, e) for t, e in zip(*gradients, strict=True)])
 
