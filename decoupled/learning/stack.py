@@ -5,7 +5,7 @@ Compile time and temporary memory are those of one block, whatever the depth.
 
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 
