@@ -11,6 +11,7 @@ import jax
 
 from decoupled.argument_checks import check_module, listed
 from decoupled.errors import UsageError
+from decoupled.learning.state import Shared
 from decoupled.modules.chains import like_output
 from decoupled.types import Array, Module, PyTree
 
@@ -102,14 +103,25 @@ def with_highest(link: Module | Stack, entry: PyTree, new: PyTree) -> PyTree:
 
 
 def take(stacked: PyTree, i: Array | int) -> PyTree:
-    """Slot i of every leaf."""
-    return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, i, keepdims=False), stacked)
+    """Slot i of every leaf; what is shared belongs to every slot."""
+
+    def read(leaf: Any) -> Any:
+        if isinstance(leaf, Shared):
+            return leaf
+        return jax.lax.dynamic_index_in_dim(leaf, i, keepdims=False)
+
+    return jax.tree.map(read, stacked, is_leaf=is_shared)
 
 
 def put(stacked: PyTree, slot: PyTree, i: Array | int) -> PyTree:
     """Every leaf with slot i replaced."""
 
-    def write(leaf: Array, new: Array) -> Array:
-        return jax.lax.dynamic_update_index_in_dim(leaf, new, i, 0)
+    def write(leaf: Any, new: Any) -> Any:
+        return leaf if isinstance(leaf, Shared) else jax.lax.dynamic_update_index_in_dim(leaf, new, i, 0)
 
-    return jax.tree.map(write, stacked, slot)
+    return jax.tree.map(write, stacked, slot, is_leaf=is_shared)
+
+
+def is_shared(node: Any) -> bool:
+    """Whether a part of a stack's state belongs to all its blocks."""
+    return isinstance(node, Shared)
