@@ -99,6 +99,42 @@ class Reads(enum.Enum):
         return self is Reads.ERROR
 
 
+class Borrows(NamedTuple):
+    """Of which modules above its boundary an estimator has copies, and how old these get.
+
+    The learner makes the copies before the first step, and again after every so many; in between they stay
+    as they are, whatever becomes of the modules, so what is below the boundary waits for nothing above.
+
+    Attributes:
+      bind: (modules, batch_axes) -> Estimator: the functions, once it is known of what the copies are,
+        lowest first, and how many axes count examples (see `make_learner`). `init` makes what is trained;
+        estimates and fits are given it together with the copies, as `WithBorrowed`, and `est_gradient`
+        has the structure of what is trained.
+      next_modules: so many above the boundary are copied, fewer where there are no more; None: the last
+        of the network is.
+      every: steps from one renewal to the next, at least 1.
+      decay: where copies are running averages, what of a copy is left at a renewal, in [0, 1); None: a copy
+        is replaced.
+    """
+
+    bind: Callable[[tuple[Module, ...], int], Any]
+    next_modules: int | None
+    every: int = 1
+    decay: float | None = None
+
+
+class WithBorrowed(NamedTuple):
+    """The est_params of an estimator that borrows.
+
+    Attributes:
+      own: what its `init` made.
+      borrowed: copies of parameters and mutable state, of one module each, lowest first.
+    """
+
+    own: PyTree
+    borrowed: tuple[ModuleVariables, ...]
+
+
 class Estimator(NamedTuple):
     """Where a boundary's gradient comes from: a tuple of pure functions.
 
@@ -127,6 +163,10 @@ class Estimator(NamedTuple):
       estimate_sees_weight: True where the estimate of an example depends on the others of its batch, so
         that `estimate` too is given the weights as a fifth argument where there are some.
       many_arrays: True where h may be a tuple of arrays, as gradients, signals and estimates then are.
+      sees_whole_h: True where h comes as a module is given it: with the leaves that are no real numbers,
+        and (batch, time, ...) where tokens are the examples, while y and weights have one leading axis.
+        Gradients are then in these axes too, of its real part. For chains alone.
+      borrows: what it needs of the modules above its boundary; None: nothing.
     """
 
     name: str
@@ -140,6 +180,8 @@ class Estimator(NamedTuple):
     y_in_fit_alone: bool = False
     estimate_sees_weight: bool = False
     many_arrays: bool = False
+    sees_whole_h: bool = False
+    borrows: Borrows | None = None
 
     @property
     def estimate_sees(self) -> tuple[str, ...]:

@@ -63,7 +63,7 @@ def boundary_gradients(
         (grad_h,), (incoming,) = exact_pullbacks[i](grad_h), pullbacks[i](grad_h_hat)
         estimator, h = learner.estimators[i], activations[i]
         signal = estimator.reads.choose(error=error, incoming=incoming)
-        grad_h_hat = estimator.estimate(state.estimators[i].params, h, y, signal).astype(h.dtype)
+        grad_h_hat = estimator.estimate(state.estimators[i].est_params, h, y, signal).astype(h.dtype)
         true.append(grad_h)
         estimated.append(grad_h_hat)
     return BoundaryGradients(tuple(reversed(true)), tuple(reversed(estimated)))

@@ -83,7 +83,7 @@ def critical_point(
     grad_params, *target = passed[-1].pullback(error)
     above, below, fit = mean_norm(grad_params), [], []
     for i in reversed(range(len(learner.estimators))):
-        estimator, est_params, h = learner.estimators[i], state.estimators[i].params, passed[i].h_out
+        estimator, est_params, h = learner.estimators[i], state.estimators[i].est_params, passed[i].h_out
         signal = estimator.reads.choose(error=error, incoming=target[0])
         fit.append(length(_fit_gradient(estimator, est_params, h, y, target[0], signal)))
         grad_h_hat = estimator.estimate(est_params, h, y, signal).astype(h.dtype)

@@ -51,6 +51,7 @@ def make_plan(
     learner = make_learner()
     learner.must_not_sit_out("asynchronous stages")
     learner.must_not_ask_for_value("asynchronous stages")
+    learner.must_not_borrow("asynchronous stages")
     if learner.rules.axis_name is not None:
         raise UsageError("an asynchronous stage has no mapped axis: make the learner without axis_name")
     chains = cut_into_stages(learner.chain, num_stages)

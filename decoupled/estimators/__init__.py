@@ -1,6 +1,8 @@
 """Where a boundary's gradient comes from: one method a file."""
 
 from decoupled.estimators.backprop import backprop
+from decoupled.estimators.borrowed_next import borrowed_next
+from decoupled.estimators.borrowed_readout import borrowed_readout
 from decoupled.estimators.bp_lambda import bp_lambda
 from decoupled.estimators.direct_feedback_alignment import direct_feedback_alignment
 from decoupled.estimators.direct_random_target_projection import direct_random_target_projection

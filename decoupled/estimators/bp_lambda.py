@@ -4,6 +4,7 @@ import jax
 
 from decoupled.argument_checks import check_estimator
 from decoupled.errors import UsageError
+from decoupled.estimators.borrowing import lifted
 from decoupled.shapes import AnyArray, Shaped
 from decoupled.types import Estimator, PyTree, Reads
 
@@ -44,4 +45,5 @@ def bp_lambda(estimator: Estimator, lam: float = 0.5) -> Estimator:
         name=f"bp_lambda({estimator.name})",
         estimate=estimate,
         reads=Reads.INCOMING,
+        borrows=lifted(estimator.borrows, lambda own: bp_lambda(own, lam)),
     )

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 
 from decoupled import weights
 from decoupled.errors import UsageError, naming
-from decoupled.leaves import has_no_features, joined_rows, real_part
+from decoupled.leaves import has_no_features, joined_rows, like, real_part
 from decoupled.shapes import AnyArray, Shaped
-from decoupled.types import Estimator, PyTree, Reads
+from decoupled.types import Estimator, PyTree, Reads, WithBorrowed
 
 
 def checked_estimate(
@@ -21,6 +21,7 @@ def checked_estimate(
     y: PyTree,
     signal: PyTree,
     weight: Shaped[AnyArray, " batch"] | None = None,
+    whole: PyTree = None,
 ) -> PyTree:
     """The estimator's grad_h_hat, once what it reads and what it returns have been found in order.
 
@@ -28,6 +29,7 @@ def checked_estimate(
       where: how to call the boundary, as in "boundary 2 (after hidden_2)".
       h: the real part of an activation, (batch, ...); y and signal lead with the same examples.
       weight: of each example, or None; h and y have stand-ins for those that do not count.
+      whole: the activation itself, for estimators that see it.
 
     Returns:
       grad_h_hat, shape and dtype of h. Of an example that does not count it is what came in, where that is
@@ -51,9 +53,10 @@ def checked_estimate(
     if estimator.reads is Reads.ERROR:
         signal = joined_rows(signal)
     check_examples(where, h, y=y, the_error=signal, weight=weight)
+    fed = whole if estimator.sees_whole_h else h
     with naming(where):
-        expected = _shapes(jax.eval_shape(estimator.init, jax.random.key(0), h, y))
-        given = _shapes(est_params)
+        expected = _shapes(jax.eval_shape(estimator.init, jax.random.key(0), fed, y))
+        given = _shapes(est_params.own if isinstance(est_params, WithBorrowed) else est_params)
         if expected != given:
             raise UsageError(
                 f"the parameters of {estimator.name} are not those for activations {_shape_text(h)}"
@@ -61,7 +64,9 @@ def checked_estimate(
                 f" where {_text(expected, given)} is needed; initialise with the shapes of training"
             )
         weights_too = () if weight is None or not estimator.estimate_sees_weight else (weight,)
-        grad_h_hat = estimator.estimate(est_params, h, y, signal, *weights_too)
+        grad_h_hat = estimator.estimate(est_params, fed, y, signal, *weights_too)
+        if estimator.sees_whole_h:
+            grad_h_hat = like(grad_h_hat, h)
         if _shapes(grad_h_hat) != _shapes(h):
             raise UsageError(
                 f"the estimate of {estimator.name} has shape {_shape_text(grad_h_hat)}, but it stands for"

@@ -9,6 +9,7 @@ import optax
 
 from decoupled.argument_checks import check_estimator
 from decoupled.errors import UsageError
+from decoupled.estimators.borrowing import lifted
 from decoupled.leaves import joined_rows
 from decoupled.shapes import AnyArray, Float, Shaped
 from decoupled.types import Array, Estimator, Key, PyTree, Reads
@@ -53,6 +54,7 @@ def joined(estimator: Estimator) -> Estimator:
         estimate=estimate,
         training_gradient=None if estimator.training_gradient is None else training_gradient,
         many_arrays=True,
+        borrows=lifted(estimator.borrows, joined),
     )
 
 
@@ -68,6 +70,8 @@ def each(*estimators: Estimator) -> Estimator:
     """
     for i, estimator in enumerate(estimators):
         check_estimator(f"each: estimator {i}", estimator)
+        if estimator.borrows is not None or estimator.sees_whole_h:
+            raise UsageError(f"each gives an estimator one array, but {estimator.name} sees all of them")
     kinds = {(e.reads, e.own_loss, e.training_gradient is None) for e in estimators}
     if len(kinds) != 1:
         raise UsageError(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from decoupled.errors import naming
 from decoupled.estimators.checks import check_activation, check_arrays
 from decoupled.learning.module_update import Rules
-from decoupled.learning.stack import Stack, check_block, modules_of, take
+from decoupled.learning.stack import Stack, check_block, is_shared, modules_of, take
 from decoupled.learning.state import BoundaryMetrics, EstimatorState, ModuleState
 from decoupled.leaves import per_example, real_part
 from decoupled.modules.chains import like_output, told_apart
@@ -115,8 +115,9 @@ def init_chain_state(rules: Rules, chain: Chain, key: Key, x: PyTree, y: PyTree)
         return ModuleState(variables.params, variables.state, opt_state)
 
     def start_estimator(spec: Estimator, index: Array | int, h: PyTree) -> EstimatorState:
-        rows = jax.tree.map(jnp.asarray, per_example(real_part(h), rules.batch_axes))
-        est_params = spec.init(jax.random.fold_in(estimator_key, index), rows, y)
+        given = h if spec.sees_whole_h else per_example(real_part(h), rules.batch_axes)
+        given = jax.tree.map(jnp.asarray, given)
+        est_params = spec.init(jax.random.fold_in(estimator_key, index), given, y)
         return EstimatorState(est_params, rules.optimizer_of(spec).init(est_params))
 
     modules, estimators, h = [], [], x
@@ -165,8 +166,14 @@ def unstack(chain: Chain, state: ChainState) -> ChainState:
             part
             for link, entry in pairs
             for part in (
-                [take(entry, i) for i in range(len(link.names))] if isinstance(link, Stack) else [entry]
+                [own(take(entry, i)) for i in range(len(link.names))]
+                if isinstance(link, Stack)
+                else [entry]
             )
         )
+
+    def own(slot: PyTree) -> PyTree:
+        """What is shared becomes each one's own, in the same arrays."""
+        return jax.tree.map(lambda node: node.tree if is_shared(node) else node, slot, is_leaf=is_shared)
 
     return ChainState(split(state.modules), split(state.estimators))

@@ -6,11 +6,13 @@ step pays for as many dispatches as there are modules.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import numpy as np
 
 from decoupled.errors import UsageError
+from decoupled.learning.borrowing import renewed
 from decoupled.learning.chain import Chain, ChainState, ChainStep
 from decoupled.learning.examples import Examples, examples_outside
 from decoupled.learning.fused import pieces_of, run_pieces
@@ -57,6 +59,7 @@ def dispatched(learner: Learner) -> Callable[..., tuple[LearnerState, Metrics]]:
             programs[signature] = jax.jit(run, donate_argnums=0)
         return programs[signature]
 
+    renew = jax.jit(partial(renewed, chain), donate_argnums=1)
     mean_loss = jax.jit(lambda losses, weight: mean(losses, weight))
 
     def update(
@@ -74,7 +77,12 @@ def dispatched(learner: Learner) -> Callable[..., tuple[LearnerState, Metrics]]:
         parts = ChainState(state.modules, state.estimators)
         result = run_pieces(chain, pieces, parts, x, run)
         loss = mean_loss(result.losses, examples.weight)
-        new = remember(result.state.modules, result.state.estimators, loss, result.boundaries)
-        return LearnerState(state.step + 1, *new), Metrics(loss, result.h_out, result.boundaries)
+        modules, estimators = remember(
+            result.state.modules, result.state.estimators, loss, result.boundaries
+        )
+        if any(spec.borrows for spec in chain.estimators):
+            estimators = renew(modules, estimators, state.step + 1)
+        metrics = Metrics(loss, result.h_out, result.boundaries)
+        return LearnerState(state.step + 1, modules, estimators), metrics
 
     return update

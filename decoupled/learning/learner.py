@@ -10,6 +10,7 @@ import optax
 
 from decoupled.argument_checks import check_estimator, check_loss, check_optimizer, listed
 from decoupled.errors import UsageError
+from decoupled.learning.borrowing import bound, first_copies, renewed
 from decoupled.learning.chain import Chain, ChainState, evaluate_chain, init_chain_state, unstack
 from decoupled.learning.examples import examples_of
 from decoupled.learning.fused import pieces_of, update_chain
@@ -38,9 +39,10 @@ class Learner(NamedTuple):
         nothing, whatever is in it (but batch statistics see that there is a row).
       predict: (state, x) -> output of the last module, in evaluation mode.
       update_module: one function a module, (module_state, est_params, h_in, y, key, signal=None,
-        weight=None) -> ModuleStep. `est_params` are those of the boundary above it (None for the last
-        module); `signal` is what that boundary's estimator reads beyond (h, y). It always updates: when to
-        call it is the caller's choice, whatever `update_probability` says of the fused step.
+        weight=None) -> ModuleStep. `est_params` is `EstimatorState.est_params` of the boundary above it
+        (None for the last module); `signal` is what that boundary's estimator reads beyond (h, y). It
+        always updates: when to call it is the caller's choice, whatever `update_probability` says of the
+        fused step.
       update_estimator: one function a boundary, (estimator_state, h, y, target, weight=None)
         -> (estimator_state, BoundaryMetrics | None). One with a loss of its own ignores `target`.
       chain: the modules and the estimators between them, as given.
@@ -102,6 +104,15 @@ class Learner(NamedTuple):
                 " choose one that does not"
             )
 
+    def must_not_borrow(self, what: str) -> None:
+        """Refuses estimators that borrow where `what` has no way to hand parameters down."""
+        for estimator in self.chain.estimators:
+            if estimator.borrows is not None:
+                raise UsageError(
+                    f"{estimator.name} borrows parameters from above, which do not travel in {what}:"
+                    " choose an estimator that borrows nothing"
+                )
+
     def unstack(self, state: LearnerState) -> LearnerState:
         """The same state with one entry a module and one a boundary, where some are stacked."""
         parts = unstack(self.chain, ChainState(state.modules, state.estimators))
@@ -147,8 +158,10 @@ def make_learner(
     """
     chain = Chain(listed("module", modules, check_link), listed("estimator", estimators, check_estimator))
     check_loss("loss", loss)
-    chain, optimizer, estimator_optimizer = _with_optimizers(chain, optimizer, estimator_optimizer)
     probabilities = _check_chain(chain, update_probability)
+    chain, optimizer, estimator_optimizer = _with_optimizers(
+        bound(chain, batch_axes), optimizer, estimator_optimizer
+    )
     for what, number in (("batch_axes", batch_axes), ("microbatches", microbatches)):
         if not isinstance(number, int) or number < 1:
             raise UsageError(f"{what} is {number!r}, but must be a number of 1 or more")
@@ -158,7 +171,8 @@ def make_learner(
 
     def init(key: Key, x: PyTree, y: PyTree) -> LearnerState:
         parts = init_chain_state(rules, chain, key, x, y)
-        return LearnerState(jnp.zeros((), jnp.int32), parts.modules, parts.estimators)
+        estimators = first_copies(chain, parts.modules, parts.estimators)
+        return LearnerState(jnp.zeros((), jnp.int32), parts.modules, estimators)
 
     def update(
         state: LearnerState, x: PyTree, y: PyTree, key: Key, weight: Array | None = None
@@ -176,8 +190,11 @@ def make_learner(
         result = update_chain(rules, chain, parts, x, examples, key, always=always, active=active)
         loss_now = mean_of(axis_name, mean(result.losses, examples.weight), examples.weight)
         metrics = Metrics(loss_now, result.h_out, result.boundaries)
-        new = remember(result.state.modules, result.state.estimators, loss_now, result.boundaries)
-        return LearnerState(state.step + 1, *new), metrics
+        modules, estimators = remember(
+            result.state.modules, result.state.estimators, loss_now, result.boundaries
+        )
+        estimators = renewed(chain, modules, estimators, state.step + 1)
+        return LearnerState(state.step + 1, modules, estimators), metrics
 
     def predict(state: LearnerState, x: PyTree) -> PyTree:
         # The key's value cannot matter: nothing is drawn in evaluation mode.

@@ -89,8 +89,8 @@ def walk_in_parts(
         estimators = zip(state.estimators, sums.estimators, strict=True)
         gathering = ChainState(
             tuple(ModuleState(module.params, mutable, total) for module, mutable, total in modules),
-            tuple(EstimatorState(estimator.params, total) for estimator, total in estimators),
-            None if state.below is None else EstimatorState(state.below.params, sums.below),
+            tuple(estimator._replace(opt_state=total) for estimator, total in estimators),
+            None if state.below is None else state.below._replace(opt_state=sums.below),
         )
         added = _moved_by(chain, _adding(number))
         step = walk(rules, added, gathering, h, examples, jax.random.fold_in(key, i), lambda index: None)

@@ -153,7 +153,8 @@ def estimate_at(
     real = real_part(h)
     rows, signal = per_example((real, signal), rules.batch_axes)
     rows = counted(rules, rows, examples)
-    estimate = checked_estimate(where, spec, est_params, rows, examples.y, signal, examples.weight)
+    whole = h if spec.sees_whole_h else None
+    estimate = checked_estimate(where, spec, est_params, rows, examples.y, signal, examples.weight, whole)
     return like(estimate, real)
 
 
@@ -180,12 +181,15 @@ def fit(
     """
     if spec.training_gradient is None:
         return estimator, None
-    est_params = vary_over(rules.axis_name, estimator.params)
-    h, target = per_example((real_part(h), target), rules.batch_axes)
-    weight = examples.weight
-    h, target = counted(rules, h, examples), None if target is None else zeroed(target, weight)
+    est_params = estimator._replace(params=vary_over(rules.axis_name, estimator.params)).est_params
+    real, weight = real_part(h), examples.weight
+    rows, target = per_example((real, target), rules.batch_axes)
+    target = None if target is None else zeroed(target, weight)
+    given = (counted(rules, rows, examples), target)
+    if spec.sees_whole_h:
+        given = h, None if target is None else like(target, real)
     weights_too = () if weight is None else (weight,)
-    means = spec.training_gradient(est_params, h, examples.y, target, *weights_too)
+    means = spec.training_gradient(est_params, given[0], examples.y, given[1], *weights_too)
     fit_loss, gradient = mean_of(rules.axis_name, means, weight)
     tx = rules.optimizer_of(spec)
     updates, opt_state = tx.update(gradient, estimator.opt_state, estimator.params)
@@ -194,7 +198,8 @@ def fit(
     if not spec.own_loss:
         powers = [power(leaf, weight) for leaf in jax.tree.leaves(target)]
         target_power = mean_of(rules.axis_name, sum(powers), weight)
-    return EstimatorState(params, opt_state), BoundaryMetrics(fit_loss, target_power)
+    fitted = estimator._replace(params=params, opt_state=opt_state)
+    return fitted, BoundaryMetrics(fit_loss, target_power)
 
 
 def no_metrics(spec: Estimator, shape: tuple[int, ...] = ()) -> BoundaryMetrics | None:
@@ -218,13 +223,26 @@ def at_once(always: Array | None, run: Callable[..., PyTree], *args: PyTree) -> 
     """
     if always is None:
         return run(*args)
-    like = jax.eval_shape(run, *args)
+    given = jax.tree.leaves(args)
+    structure, passed = None, []
 
-    def never(*args: PyTree) -> PyTree:
+    def changed(*args: PyTree) -> list[Array]:
+        """What `run` returns but for what it was given: a branch would copy that."""
+        nonlocal structure, passed
+        places = {id(leaf): place for place, leaf in enumerate(jax.tree.leaves(args))}
+        leaves, structure = jax.tree.flatten(run(*args))
+        passed = [places.get(id(leaf)) for leaf in leaves]
+        return [leaf for leaf, place in zip(leaves, passed, strict=True) if place is None]
+
+    like = jax.eval_shape(changed, *args)
+
+    def never(*args: PyTree) -> list[Array]:
         del args
-        return jax.tree.map(_zeros, like)
+        return [_zeros(leaf) for leaf in like]
 
-    return jax.lax.cond(always, run, never, *args)
+    new = iter(jax.lax.cond(always, changed, never, *args))
+    assert structure is not None
+    return structure.unflatten([next(new) if place is None else given[place] for place in passed])
 
 
 def _zeros(like: Any) -> Array:

@@ -11,8 +11,9 @@ import jax
 
 from decoupled.argument_checks import check_module, listed
 from decoupled.errors import UsageError
+from decoupled.learning.state import Shared
 from decoupled.modules.chains import like_output
-from decoupled.shapes import Integer, Shaped
+from decoupled.shapes import Integer
 from decoupled.types import Array, Module, PyTree
 
 # Of a block in its stack, or of a module in the network.
@@ -106,16 +107,25 @@ def with_highest(link: Module | Stack, entry: PyTree, new: PyTree) -> PyTree:
 
 
 def take(stacked: PyTree, i: Index) -> PyTree:
-    """Slot i of every leaf."""
-    return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, i, keepdims=False), stacked)
+    """Slot i of every leaf; what is shared belongs to every slot."""
+
+    def read(leaf: Array | Shared) -> Array | Shared:
+        if isinstance(leaf, Shared):
+            return leaf
+        return jax.lax.dynamic_index_in_dim(leaf, i, keepdims=False)
+
+    return jax.tree.map(read, stacked, is_leaf=is_shared)
 
 
 def put(stacked: PyTree, slot: PyTree, i: Index) -> PyTree:
     """Every leaf with slot i replaced."""
 
-    def write(
-        leaf: Shaped[Array, "depth *shape"], new: Shaped[Array, "*shape"]
-    ) -> Shaped[Array, "depth *shape"]:
-        return jax.lax.dynamic_update_index_in_dim(leaf, new, i, 0)
+    def write(leaf: Array | Shared, new: Array | Shared) -> Array | Shared:
+        return leaf if isinstance(leaf, Shared) else jax.lax.dynamic_update_index_in_dim(leaf, new, i, 0)
 
-    return jax.tree.map(write, stacked, slot)
+    return jax.tree.map(write, stacked, slot, is_leaf=is_shared)
+
+
+def is_shared(node: object) -> bool:
+    """Whether a part of a stack's state belongs to all its blocks."""
+    return isinstance(node, Shared)

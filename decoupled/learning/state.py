@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import optax
 
-from decoupled.types import Array, PyTree
+from decoupled.types import Array, PyTree, WithBorrowed
 
 
 class ModuleState(NamedTuple):
@@ -15,11 +15,32 @@ class ModuleState(NamedTuple):
     opt_state: optax.OptState
 
 
+class Shared(NamedTuple):
+    """In the state of a stack: what its blocks have in common, and so is there once."""
+
+    tree: PyTree
+
+
 class EstimatorState(NamedTuple):
-    """One boundary's estimator: its parameters and optax state."""
+    """One boundary's estimator.
+
+    Attributes:
+      params: what is trained.
+      opt_state: its optax state.
+      borrowed: copies of modules above, where it borrows: a tuple of ModuleVariables.
+    """
 
     params: PyTree
     opt_state: optax.OptState
+    borrowed: PyTree = ()
+
+    @property
+    def est_params(self) -> PyTree:
+        """What the estimator's functions are given."""
+        if not self.borrowed:
+            return self.params
+        copies = self.borrowed.tree if isinstance(self.borrowed, Shared) else self.borrowed
+        return WithBorrowed(self.params, copies)
 
 
 class LearnerState(NamedTuple):

@@ -70,7 +70,7 @@ def walk(
     grad_h_in = losses = error = below_metrics = None
 
     def estimate(k: int, h: PyTree, signal: PyTree) -> PyTree:
-        est_params = highest(links[k], state.estimators[k]).params  # as they were before the step
+        est_params = highest(links[k], state.estimators[k]).est_params  # as they were before the step
         return estimate_at(rules, chain.where(k), specs[k], est_params, h, examples, signal)
 
     def settle(k: int, grad_h_out: PyTree) -> None:
@@ -114,7 +114,7 @@ def walk(
         ) -> tuple[EstimatorState, Any, PyTree]:
             fitted, metrics = fit(rules, spec, old, h, examples, grad)
             signal = spec.reads.choose(error, grad)
-            below = estimate_at(rules, chain.where(k), spec, old.params, h, examples, signal)
+            below = estimate_at(rules, chain.where(k), spec, old.est_params, h, examples, signal)
             return chosen(active(offsets[k] + i), fitted, old), metrics, below
 
         old = modules[k], estimators[k], boundaries[k]

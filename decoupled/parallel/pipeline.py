@@ -12,6 +12,7 @@ program for all devices (`shard_map` and `ppermute`) would need.
 """
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import jax
@@ -20,6 +21,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from decoupled.errors import UsageError
+from decoupled.learning.borrowing import lent, moved
 from decoupled.learning.chain import Chain, ChainState
 from decoupled.learning.examples import Examples, examples_of, examples_outside
 from decoupled.learning.fused import update_chain
@@ -193,10 +195,29 @@ def make_pipeline(
         sent = (*sent, up) if wants_targets[s] else ()
         return StageState(chain, totals, None, sent, None), up, (batch.number, grad_h_in)
 
+    def renew(ran: list[StageState], batches: list[Batch | None]) -> list[StageState]:
+        """Copies of modules travel down to the stages that borrow them, every so many of their minibatches.
+
+        They are of modules as this tick has left them, which in higher stages have seen fewer minibatches.
+        """
+        modules = tuple(module for stage in ran for module in stage.chain.modules)
+        new, first = [], 0
+        for s, (stage, batch) in enumerate(zip(ran, batches, strict=True)):
+            estimators = list(stage.chain.estimators)
+            for k, estimator in enumerate(estimators):
+                borrows = stages[s].estimators[k].borrows
+                if borrows is None or batch is None or (batch.number + 1) % borrows.every:
+                    continue
+                now = jax.device_put(lent(learner.chain, first + k, modules), whole[s])
+                estimators[k] = estimator._replace(borrowed=_moved(borrows.decay)(estimator.borrowed, now))
+            new.append(stage._replace(chain=stage.chain._replace(estimators=tuple(estimators))))
+            first += len(stages[s].links)
+        return new
+
     def move(state: PipelineState) -> PipelineState:
         """Every stage runs; then everything moves."""
         results = [run(stage, s) for s, stage in enumerate(state.stages)]
-        moved = [stage for stage, _, _ in results]
+        moved = renew([stage for stage, _, _ in results], [stage.inbox for stage in state.stages])
         for s, (_, up, down) in enumerate(results):
             if s < top and up is not None:
                 moved[s + 1] = moved[s + 1]._replace(inbox=send(up, s + 1))
@@ -248,6 +269,12 @@ def _stage_update(learner: Learner, stage: Chain, measure: Callable | None) -> C
         return result.state, _add(totals, new), result.h_out, result.grad_h_in
 
     return jax.jit(update, donate_argnums=(0, 1))
+
+
+@cache
+def _moved(decay: float | None) -> Callable[[PyTree, PyTree], PyTree]:
+    """(copies, modules as they are) -> new copies, jitted, in place; in arrays of their own."""
+    return jax.jit(lambda old, now: jax.tree.map(jnp.copy, moved(decay, old, now)), donate_argnums=0)
 
 
 def _stage_fit(learner: Learner, stage: Chain) -> Callable:

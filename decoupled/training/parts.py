@@ -14,7 +14,7 @@ from flax import nnx, serialization
 from decoupled.errors import DataError, TrainingError, UsageError
 from decoupled.learning.learner import Learner
 from decoupled.learning.stack import Stack, modules_of, put, take
-from decoupled.learning.state import EstimatorState, LearnerState, ModuleState
+from decoupled.learning.state import LearnerState, ModuleState
 from decoupled.modules.chains import joined_name, told_apart
 from decoupled.training.checkpoints import from_host, to_host
 from decoupled.types import Module, PyTree
@@ -63,10 +63,11 @@ def load_estimator(
     path: str | os.PathLike[str], learner: Learner, state: LearnerState, name: str
 ) -> LearnerState:
     """As `load_module`, of the estimator above the module `name`."""
-    params = _load(path, _get(learner, state.estimators, name).params)
+    old = _get(learner, state.estimators, name)
+    params = _load(path, old.params)
     k, _ = _place(learner, name, len(state.estimators))
     optimizer = learner.rules.optimizer_of(learner.chain.estimators[k])
-    new = EstimatorState(params, optimizer.init(params))
+    new = old._replace(params=params, opt_state=optimizer.init(params))
     return state._replace(estimators=_set(learner, state.estimators, name, new))
 
 

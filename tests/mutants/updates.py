@@ -15,7 +15,41 @@ _SITS_OUT = (_LEARNER + "test_a_module_that_sits_out_stays_bit_for_bit",)
 _CARRIED = ("tests/learning/test_carried.py",)
 _ON_DEVICES = ("tests/parallel/test_parallel.py::test_shard_map[linear]",)
 
+_BORROWING = "decoupled/learning/borrowing.py"
+_COPIES = (
+    "tests/learning/test_borrowing.py::"
+    "test_steps_are_those_of_the_loss_behind_copies_of_known_age[all_above-2-0.75]",
+)
+
 MUTANTS = (
+    Mutant(
+        "copies never renewed",
+        _BORROWING,
+        "            steps % borrows.every == 0,\n",
+        "            steps < 0,\n",
+        _COPIES,
+    ),
+    Mutant(
+        "copies renewed a step late",
+        _BORROWING,
+        "            steps % borrows.every == 0,\n",
+        "            steps % borrows.every == 1,\n",
+        _COPIES,
+    ),
+    Mutant(
+        "average of copies the wrong way round",
+        _BORROWING,
+        "(before + (1 - decay) * (now - before))",
+        "(before + decay * (now - before))",
+        _COPIES,
+    ),
+    Mutant(
+        "gradient through copies halved",
+        "decoupled/estimators/borrowed_next.py",
+        "(gradient,) = pullback(cotangent)",
+        "(gradient,) = jax.tree.map(lambda g: 0.5 * g, pullback(cotangent))",
+        _COPIES,
+    ),
     Mutant(
         "module gradient not divided by the batch",
         _UPDATE,

@@ -1,0 +1,123 @@
+"""A local loss whose head ends in the network's own last module, as it was some steps ago."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from decoupled import weights
+from decoupled.argument_checks import check_loss, check_module, listed
+from decoupled.errors import UsageError
+from decoupled.estimators.borrowing import apply_borrowed, borrower
+from decoupled.leaves import like, per_example, real_part, with_real_part
+from decoupled.losses import checked_losses, softmax_cross_entropy
+from decoupled.modules.chains import init_chain, joined_name
+from decoupled.shapes import AnyArray, Float, Shaped
+from decoupled.types import (
+    Array,
+    Borrows,
+    Estimator,
+    Key,
+    Loss,
+    Module,
+    PyTree,
+    WithBorrowed,
+)
+
+
+def borrowed_readout(
+    loss: Loss = softmax_cross_entropy,
+    private: Sequence[Module] = (),
+    every: int = 1,
+    decay: float | None = None,
+) -> Estimator:
+    """The gradient of  loss(readout(private(h)), y),  with a copy of the network's last module as readout.
+
+    The copy is read, never written: it is renewed every so many steps, and in between nothing from above
+    reaches the module below. What is fitted, by the same loss, are the private modules alone, which stand
+    in for what lies between the boundary and the readout; without them h goes to the readout as it is. So
+    all heads of a network speak of its outputs in one language, and a large readout (of a vocabulary) is
+    trained once.
+
+    The readout must look at each example on its own, as in evaluation mode modules do; where tokens are the
+    examples, private modules may look at those of the whole sequence.
+
+    Args:
+      loss: (output of the readout, y) -> (batch,).
+      private: modules without mutable state, run in evaluation mode; the last makes what the network's last
+        module is fed.
+      every: steps from one renewal to the next.
+      decay: of the copy, where it is a running average over renewals, in [0, 1).
+
+    Raises:
+      UsageError: an argument is out of its range; (from init) a private module has mutable state.
+
+    References:
+      SOLO (arXiv 2609.35440), whose heads for language models are two private blocks and the network's own
+      readout, read-only and slightly old.
+    """
+    private = listed("borrowed_readout: private module", private, check_module)
+    check_loss("borrowed_readout: loss", loss)
+
+    def bind(modules: tuple[Module, ...], batch_axes: int) -> Estimator:
+        (readout,) = modules
+
+        def init(key: Key, h: PyTree, y: PyTree) -> PyTree:
+            del y
+            made = init_chain(private, key, h)
+            if jax.tree.leaves([variables.state for variables in made]):
+                raise UsageError(
+                    f"borrowed_readout: {joined_name(private)} has mutable state, such as batch statistics,"
+                    " which nothing would update: take layers without"
+                )
+            return tuple(made)
+
+        def losses(
+            own: PyTree, borrowed: PyTree, h: PyTree, y: PyTree, weight: AnyArray | None
+        ) -> Float[Array, " batch"]:
+            for module, variables in zip((*private, readout), (*own, *borrowed), strict=True):
+                h = apply_borrowed(module, variables, h)
+            rows = per_example(h, batch_axes)
+            if batch_axes != 1:
+                rows = weights.stand_in(rows, weight)
+            return checked_losses(loss(rows, y), rows)
+
+        def estimate(
+            est_params: WithBorrowed,
+            h: PyTree,
+            y: PyTree,
+            signal: None = None,
+            weight: Shaped[AnyArray, " batch"] | None = None,
+        ) -> PyTree:
+            del signal
+
+            def total(real: PyTree) -> Array:
+                own = losses(*est_params, with_real_part(h, real), y, weight)
+                return (own if weight is None else own * weight).sum()
+
+            gradient = jax.grad(total)(real_part(h))
+            return like(weights.as_gradient(per_example(gradient, batch_axes), weight), gradient)
+
+        def training_gradient(
+            est_params: WithBorrowed,
+            h: PyTree,
+            y: PyTree,
+            target: PyTree = None,
+            weight: Shaped[AnyArray, " batch"] | None = None,
+        ) -> tuple[Float[Array, ""], PyTree]:
+            del target
+
+            def mean(own: PyTree) -> Array:
+                return weights.mean(losses(own, est_params.borrowed, h, y, weight), weight)
+
+            return jax.value_and_grad(mean)(est_params.own)
+
+        return Estimator("", init, estimate, training_gradient if private else None, **traits)
+
+    traits: Any = {
+        "own_loss": True,
+        "estimate_sees_weight": True,
+        "many_arrays": True,
+        "sees_whole_h": True,
+    }
+    return borrower("borrowed_readout", Borrows(bind, None, every, decay), **traits)
