@@ -176,7 +176,7 @@ def test_backprop_in_a_stack_takes_a_quarter_less_memory_than_scanned():
     assert peaks[0] <= 0.75 * peaks[1]
 
 
-def test_blocks_sit_out_one_by_one():
+def test_blocks_are_updated_one_by_one():
     plain, stacked = learners(UNLOCKED["linear"], update_probability=0.5)
     x, y = helpers.batch()
     expected, state = plain.init(KEY, x, y), stacked.init(KEY, x, y)

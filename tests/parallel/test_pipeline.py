@@ -165,7 +165,7 @@ def test_what_cannot_be_cut_is_refused(estimator, stages, message):
         make_pipeline(learner, make_mesh(stages, jax.devices()[:1] * stages))
 
 
-def test_modules_that_sit_out_are_refused():
+def test_an_update_probability_is_refused():
     learner = helpers.make_learner(helpers.mlp_modules(3), SYNTHETIC["linear"], update_probability=0.5)
     with pytest.raises(decoupled.UsageError, match="update_probability is below 1"):
         make_pipeline(learner, make_mesh(2))

@@ -59,7 +59,7 @@ def trained(path, job):
 
 
 QUICK = {
-    "sitting out": {"update_probability": 0.5, "model.mlp.dropout": 0.1},
+    "update probability": {"update_probability": 0.5, "model.mlp.dropout": 0.1},
     "pipeline": {"parallel.mode": "pipeline", "parallel.stages": 2},
 }
 SLOW = {
