@@ -4,36 +4,27 @@ Every field is described, with its default, in configs/base.py.
 """
 
 import inspect
-import re
 from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from decoupled import data, estimators, models
-from decoupled.argument_checks import check_module, listed
+from decoupled import data, estimators
 from decoupled.data.dataset import Dataset
-from decoupled.errors import UsageError, naming
+from decoupled.errors import UsageError
 from decoupled.extras import extra
 from decoupled.learning.learner import Learner, make_learner
 from decoupled.learning.stack import stack_equal
 from decoupled.learning.watch import watched, watched_estimator
 from decoupled.models.norm import NORMS
-from decoupled.modules import cut
-from decoupled.modules.backward_rules import (
-    BackwardRule,
-    feedback_alignment,
-    sign_symmetric,
-    with_backward_rule,
-)
 from decoupled.training import parallel, staged
 from decoupled.training.average import averaged
-from decoupled.training.config_checks import check, options_of, own_names
+from decoupled.training.config_checks import check, own_names
 from decoupled.training.execution import Execution
 from decoupled.training.label_smoothing import cross_entropy
 from decoupled.training.loop import Job
 from decoupled.training.methods import METHODS, estimator_of
+from decoupled.training.models_by_name import BACKWARD_RULES, DTYPES, MODELS, network_of
 from decoupled.training.objectives import LOSSES, METRICS, Metric, checked_scores, own_metric
 from decoupled.training.optimizers import OPTIMIZERS, optimizer_of
 from decoupled.training.own_names import call, find, find_function, is_own, theirs_if_so
@@ -43,12 +34,6 @@ from decoupled.types import Array, Estimator, Key, Loss, Module, PyTree
 with extra("train"):
     import ml_collections
 
-_BACKWARD_RULES: dict[str, BackwardRule | None] = {
-    "exact": None,
-    "feedback_alignment": feedback_alignment,
-    "sign_symmetric": sign_symmetric,
-}
-_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 # Of those that need no files, and of those that do.
 _MAKERS: dict[str, Callable[[], Dataset]] = {"digits": data.digits, "procedural": data.procedural}
 _LOADERS: dict[str, Callable[[str, bool], Dataset]] = {
@@ -56,39 +41,6 @@ _LOADERS: dict[str, Callable[[str, bool], Dataset]] = {
     "fashion_mnist": lambda data_dir, download: data.idx_dataset(data.FASHION_MNIST, data_dir, download),
     "cifar10": data.cifar10,
     "cifar100": data.cifar100,
-}
-_MODELS: dict[str, Callable[..., list[Module]]] = {
-    "mlp": lambda config, classes, **options: models.mlp(
-        config.depth, config.width, classes, dropout=config.dropout, **options
-    ),
-    "cnn": lambda config, classes, **options: models.cnn(
-        config.features, classes, kernel_size=config.kernel_size, **options
-    ),
-    "vgg": lambda config, classes, **options: models.vgg(
-        classes,
-        parse_vgg(config.layers),
-        width=config.width,
-        dense=config.dense,
-        dropout=config.dropout,
-        **options,
-    ),
-    "resnet": lambda config, classes, **options: models.resnet(
-        config.depth, classes, width=config.width, **options
-    ),
-    "resnet_large": lambda config, classes, **options: models.resnet_large(
-        config.depth, classes, width=config.width, **options
-    ),
-    # Of transformers layer norms are a part, whatever config.model.norm says.
-    "vit": lambda config, classes, norm, axis_name, **options: models.vit(
-        config.depth,
-        config.width,
-        classes,
-        heads=config.heads,
-        patch_size=config.patch_size,
-        class_token=config.class_token,
-        dropout=config.dropout,
-        **options,
-    ),
 }
 # How devices share the work: the name of a mapped axis, or None, and what makes the Execution.
 _MODES: dict[str, tuple[str | None, Callable[..., Execution]]] = {
@@ -207,28 +159,6 @@ def make_learner_of(
     )
 
 
-def parse_boundaries(text: str, num_layers: int) -> list[int]:
-    """Layer indices from "all", "none" or a list like "0,2,5"."""
-    if text == "all":
-        return list(range(num_layers - 1))
-    if text == "none":
-        return []
-    if not re.fullmatch(r"\d+(,\d+)*", text):
-        raise UsageError(f"config.boundaries is {text!r}: say all, none, or layer indices like 0,2,5")
-    return [int(index) for index in text.split(",")]
-
-
-def parse_vgg(text: str) -> list[int | str]:
-    """Channels of convolution layers and "pool", from a list like "128,256,pool"."""
-    entries = text.split(",")
-    if not all(re.fullmatch(r"[1-9]\d{0,8}|pool", entry) for entry in entries):
-        raise UsageError(
-            f"config.model.vgg.layers is {text!r}: say numbers of channels, and pool where the image is"
-            " to be halved, like 128,256,pool,512"
-        )
-    return [entry if entry == "pool" else int(entry) for entry in entries]
-
-
 def _choices() -> dict[str, Collection[str]]:
     """The names that each field may have which becomes code here."""
     plain = {
@@ -236,12 +166,12 @@ def _choices() -> dict[str, Collection[str]]:
     }
     return {
         "dataset": [*_MAKERS, *_LOADERS],
-        "model.name": _MODELS,
+        "model.name": MODELS,
         "model.norm": NORMS,
-        "model.backward_rule": _BACKWARD_RULES,
+        "model.backward_rule": BACKWARD_RULES,
         "loss": LOSSES,
         "metric": METRICS,
-        "model.dtype": _DTYPES,
+        "model.dtype": DTYPES,
         "estimator.name": METHODS,
         "estimator.bp_lambda.estimator": plain,
         "optimizer.name": OPTIMIZERS,
@@ -318,21 +248,8 @@ def _rehearse(learner: Learner, metric: Metric, x: PyTree, y: PyTree, whole: boo
 def _network(
     config: ml_collections.ConfigDict, num_classes: int, axis_name: str | None = None
 ) -> tuple[list[Module], Estimator]:
-    layers = _layers(config.model, num_classes, axis_name)
-    modules = cut(layers, parse_boundaries(config.boundaries, len(layers)))
-    rule = _BACKWARD_RULES[config.model.backward_rule]
-    if rule is not None:
-        modules = [with_backward_rule(module, rule) for module in modules]
-    return modules, estimator_of(config.estimator, num_classes, config.estimator.name, _loss(config))
-
-
-def _layers(config: ml_collections.ConfigDict, num_classes: int, axis_name: str | None) -> list[Module]:
-    given = {"norm": config.norm, "dtype": _DTYPES[config.dtype], "axis_name": axis_name}
-    if is_own(config.name):
-        made = call("model.name", config.name, {"num_outputs": num_classes, **given}, options_of(config))
-        with naming(f"config.model.name is {config.name!r}, which returns something else"):
-            return list(listed("module", made, check_module))
-    return _MODELS[config.name](config[config.name], num_classes, **given)
+    estimator = estimator_of(config.estimator, num_classes, config.estimator.name, _loss(config))
+    return network_of(config, num_classes, axis_name), estimator
 
 
 def _execution(
