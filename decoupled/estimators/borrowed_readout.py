@@ -79,7 +79,7 @@ def borrowed_readout(
         ) -> Float[Array, " batch"]:
             for module, variables in zip(private, own, strict=True):
                 h = apply_borrowed(module, variables, h)
-            rows = per_example(_read(readout, *borrowed, h), batch_axes)
+            rows = per_example(_read(readout, borrowed[0], h), batch_axes)
             if batch_axes != 1:
                 rows = weights.stand_in(rows, weight)
             return checked_losses(loss(rows, y), rows)
