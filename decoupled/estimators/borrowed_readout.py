@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from decoupled import weights
 from decoupled.argument_checks import check_loss, check_module, listed
@@ -20,6 +21,7 @@ from decoupled.types import (
     Key,
     Loss,
     Module,
+    ModuleVariables,
     PyTree,
     WithBorrowed,
 )
@@ -75,9 +77,9 @@ def borrowed_readout(
         def losses(
             own: PyTree, borrowed: PyTree, h: PyTree, y: PyTree, weight: AnyArray | None
         ) -> Float[Array, " batch"]:
-            for module, variables in zip((*private, readout), (*own, *borrowed), strict=True):
+            for module, variables in zip(private, own, strict=True):
                 h = apply_borrowed(module, variables, h)
-            rows = per_example(h, batch_axes)
+            rows = per_example(_read(readout, borrowed[0], h), batch_axes)
             if batch_axes != 1:
                 rows = weights.stand_in(rows, weight)
             return checked_losses(loss(rows, y), rows)
@@ -114,10 +116,26 @@ def borrowed_readout(
 
         return Estimator("", init, estimate, training_gradient if private else None, **traits)
 
-    traits: Any = {
+    traits: dict[str, Any] = {
         "own_loss": True,
         "estimate_sees_weight": True,
         "many_arrays": True,
         "sees_whole_h": True,
     }
     return borrower("borrowed_readout", Borrows(bind, None, every, decay), **traits)
+
+
+def _read(readout: Module, variables: ModuleVariables, h: PyTree) -> PyTree:
+    """The readout's output.
+
+    Raises:
+      UsageError: it cannot be fed with this.
+    """
+    try:
+        return apply_borrowed(readout, variables, h)
+    except Exception as error:
+        shapes = " and ".join(str(jnp.shape(leaf)) for leaf in jax.tree.leaves(h))
+        raise UsageError(
+            f"borrowed_readout: the network's last module cannot be fed with {shapes}: let private modules"
+            f" make what it is fed in the network ({' '.join(str(error).split())})"
+        ) from error

@@ -321,6 +321,13 @@ def test_mistakes_are_told():
         decoupled.boundary(readout(), (), *helpers.batch())
     with pytest.raises(decoupled.UsageError, match="make_learner alone can lend"):
         decoupled.Boundary(readout()).init(KEY, *helpers.batch())
+    narrow = estimators.borrowed_readout(private=[from_linen(nn.Dense(3), "narrow")])
+    x, y = helpers.batch()
+    learner = learner_of(narrow)
+    with pytest.raises(
+        decoupled.UsageError, match=r"^boundary 0 .* last module cannot be fed with \(8, 3\)"
+    ):
+        learner.update(learner.init(KEY, x, y), x, y, KEY)
     norm = estimators.borrowed_readout(private=[from_linen(nn.BatchNorm(use_running_average=True), "norm")])
     with pytest.raises(decoupled.UsageError, match="norm has mutable state"):
         learner_of(norm).init(KEY, *helpers.batch())
