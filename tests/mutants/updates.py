@@ -95,8 +95,8 @@ MUTANTS = (
     Mutant(
         "estimator optimizer state not carried",
         _UPDATE,
-        "return EstimatorState(params, opt_state), ",
-        "return EstimatorState(params, estimator.opt_state), ",
+        "fitted = estimator._replace(params=params, opt_state=opt_state)",
+        "fitted = estimator._replace(params=params)",
         _CARRIED,
     ),
     Mutant(
@@ -176,8 +176,8 @@ MUTANTS = (
     Mutant(
         "estimate made after the fit",
         _WALK,
-        "highest(links[k], state.estimators[k]).params  # as they were before the step",
-        "highest(links[k], estimators[k]).params",
+        "highest(links[k], state.estimators[k]).est_params  # as they were before the step",
+        "highest(links[k], estimators[k]).est_params",
         ("tests/boundaries/test_primitive.py::test_boundary_form_equals_chain_form[bp_lambda]",),
     ),
     Mutant(
@@ -226,8 +226,8 @@ MUTANTS = (
     Mutant(
         "fixed matrices drawn alike at all boundaries",
         "decoupled/learning/chain.py",
-        "est_params = spec.init(jax.random.fold_in(estimator_key, index), rows, y)",
-        "est_params = spec.init(estimator_key, rows, y)",
+        "est_params = spec.init(jax.random.fold_in(estimator_key, index), given, y)",
+        "est_params = spec.init(estimator_key, given, y)",
         _CARRIED,
     ),
     Mutant(
