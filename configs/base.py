@@ -15,6 +15,9 @@ def get_config() -> ConfigDict:
     config.validation_examples = 0  # held out of the training set, the same ones in every run
     config.crop_padding = 0  # training images are shifted by up to so many pixels
     config.flip = False  # ... and mirrored half the time
+    # Leading axes of targets that count examples. 2: targets are (examples, time), and every token is an
+    # example to estimators, the loss and the metric; the network keeps (examples, time, features).
+    config.batch_axes = 1
 
     # What the network is trained on: softmax_cross_entropy (integer classes, one an example or a token),
     # sigmoid_cross_entropy (labels that each hold or do not) or squared_error; or one's own.

@@ -4,8 +4,10 @@ from typing import TYPE_CHECKING
 
 from decoupled.data.augment import Preprocess, preprocess
 from decoupled.data.dataset import (
+    AnySplit,
     Dataset,
     Split,
+    WeightedSplit,
     batches_from,
     batches_per_epoch,
     hold_out,
@@ -22,9 +24,11 @@ if TYPE_CHECKING:
 __all__ = [
     "FASHION_MNIST",
     "MNIST",
+    "AnySplit",
     "Dataset",
     "Preprocess",
     "Split",
+    "WeightedSplit",
     "batches_from",
     "batches_per_epoch",
     "cifar10",

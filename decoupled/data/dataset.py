@@ -2,13 +2,13 @@
 
 import hashlib
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import numpy as np
 
 from decoupled.errors import DataError, UsageError
-from decoupled.shapes import Integer, Shaped
+from decoupled.shapes import Float, Integer, Shaped
 from decoupled.types import Array, PyTree
 
 
@@ -16,15 +16,34 @@ class Split(NamedTuple):
     """Labelled images in host memory; or, of someone's own, any inputs and their targets.
 
     Attributes:
-      images: (examples, height, width, channels), uint8; or (examples, ...).
-      labels: (examples,), int32; or (examples, ...): int32 classes, or float32 values.
+      images: (examples, height, width, channels), uint8; or (examples, ...); or a pytree of such arrays.
+      labels: (examples,), int32; or (examples, ...): int32 classes, or float32 values; or a pytree.
     """
 
-    images: Shaped[np.ndarray, "examples *shape"]
-    labels: Shaped[np.ndarray, "examples *label"]
+    images: PyTree
+    labels: PyTree
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(jax.tree.leaves(self.images)[0])
+
+
+class WeightedSplit(NamedTuple):
+    """A split whose examples, or tokens, do not all count alike.
+
+    Attributes:
+      images, labels: as of a `Split`.
+      weight: of each example, (examples,), or token, (examples, time); float32.
+    """
+
+    images: PyTree
+    labels: PyTree
+    weight: Float[np.ndarray, "examples *tokens"]
+
+    def __len__(self) -> int:
+        return len(self.weight)
+
+
+AnySplit: TypeAlias = Split | WeightedSplit
 
 
 class Dataset(NamedTuple):
@@ -39,16 +58,18 @@ class Dataset(NamedTuple):
 
     name: str
     num_classes: int
-    train: Split
-    test: Split
+    train: AnySplit
+    test: AnySplit
     source: str = "memory"
 
     def fingerprint(self) -> str:
-        """sha256 of all images and labels and their shapes, hexadecimal."""
+        """sha256 of all arrays, their shapes and what they are called, hexadecimal."""
         digest = hashlib.sha256()
-        for array in (*self.train, *self.test):
-            digest.update(f"{array.dtype}{array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).data)
+        for split in (self.train, self.test):
+            for part in split:
+                for path, array in jax.tree.leaves_with_path(part):
+                    digest.update(f"{jax.tree_util.keystr(path)}{array.dtype}{array.shape}".encode())
+                    digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
 
@@ -76,7 +97,7 @@ def checked_split(
     return Split(images, labels.astype(np.int32))
 
 
-def hold_out(split: Split, count: int, seed: int = 0) -> tuple[Split, Split]:
+def hold_out(split: AnySplit, count: int, seed: int = 0) -> tuple[AnySplit, AnySplit]:
     """Splits off `count` examples, drawn by a fixed `seed` so that every run holds out the same ones.
 
     Returns:
@@ -92,13 +113,10 @@ def hold_out(split: Split, count: int, seed: int = 0) -> tuple[Split, Split]:
         )
     order = np.random.default_rng(seed).permutation(len(split))
     kept, held = np.sort(order[count:]), np.sort(order[:count])
-    return (
-        Split(split.images[kept], split.labels[kept]),
-        Split(split.images[held], split.labels[held]),
-    )
+    return take(split, kept), take(split, held)
 
 
-def batches_per_epoch(split: Split, batch_size: int) -> int:
+def batches_per_epoch(split: AnySplit, batch_size: int) -> int:
     """Number of full batches in a split.
 
     Raises:
@@ -113,16 +131,17 @@ def batches_per_epoch(split: Split, batch_size: int) -> int:
 
 
 def shuffled_batches(
-    split: Split,
+    split: AnySplit,
     batch_size: int,
     seed: int,
     epoch: int,
     rows: slice | Integer[np.ndarray, " rows"] = slice(None),
     start: int = 0,
-) -> Iterator[tuple[Shaped[np.ndarray, "batch *shape"], Shaped[np.ndarray, "batch *label"]]]:
+) -> Iterator[tuple[PyTree, ...]]:
     """One epoch of full batches, from number `start` on, in an order that depends on (seed, epoch) alone.
 
-    The examples left over, fewer than a batch, come up in other epochs. `rows` of each batch are returned.
+    The examples left over, fewer than a batch, come up in other epochs. `rows` of each batch are returned:
+    images and labels, and their weights where there are some.
     """
     batches_per_epoch(split, batch_size)  # says if there is none
     for chosen in shuffled_rows(len(split), batch_size, seed, epoch, start):
@@ -131,20 +150,20 @@ def shuffled_batches(
 
 def batches_from(
     done: int,
-    split: Split,
+    split: AnySplit,
     batch_size: int,
     seed: int,
     epochs: int,
     rows: slice | Integer[np.ndarray, " rows"],
-) -> Iterator[tuple[Shaped[np.ndarray, "batch *shape"], Shaped[np.ndarray, "batch *label"]]]:
+) -> Iterator[tuple[PyTree, ...]]:
     """All batches of a run, epoch after epoch (counted from 1), but for the first `done`."""
     batches_per_epoch(split, batch_size)
     for chosen in rows_from(done, len(split), batch_size, seed, epochs):
         yield _taken(split, chosen[rows])
 
 
-def _taken(split: Split, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return split.images[chosen], split.labels[chosen]
+def _taken(split: AnySplit, chosen: np.ndarray) -> tuple[PyTree, ...]:
+    return take(tuple(split), chosen)
 
 
 def shuffled_rows(

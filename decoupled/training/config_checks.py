@@ -122,6 +122,7 @@ RANGES: dict[str, Range] = {
     "update_probability": _FRACTION,
     "parallel.stages": whole(1),
     "parallel.devices": whole(0),
+    "batch_axes": whole(1),
     "epochs": whole(1),
     "batch_size": whole(1),
     "log_every": whole(1),

@@ -14,7 +14,7 @@ from decoupled.learning.learner import Learner
 from decoupled.learning.module_update import mean_of, no_metrics
 from decoupled.learning.stack import Stack
 from decoupled.learning.state import BoundaryMetrics, LearnerState, Metrics
-from decoupled.leaves import per_example
+from decoupled.leaves import joined_rows, per_example
 from decoupled.training.average import evaluated
 from decoupled.training.execution import Execution
 from decoupled.training.objectives import ACCURACY, Metric
@@ -141,18 +141,21 @@ def train_step(
         weight: Array | None = None,
     ) -> tuple[LearnerState, Totals]:
         inputs, update_key = prepare(preprocess, state.step, images, key)
-        weights = () if weight is None else (weight,)
-        return update(state, totals, inputs, labels, update_key, *weights)
+        return update(state, totals, inputs, labels, update_key, weight)
 
     return step
 
 
 def alignment_step(learner: Learner, preprocess: Preprocess) -> Callable:
-    """A pure (state, images, labels, key) -> cosine of estimate and true gradient, (boundaries,)."""
+    """A pure (state, images, labels, key, weight=None) -> cosine of estimate and true gradient,
+    (boundaries,); of several arrays as if they were one."""
 
-    def measure(state: LearnerState, images: Array, labels: Array, key: Key) -> Array:
-        gradients = boundary_gradients(learner, state, preprocess.evaluate(images), labels, key)
-        return jnp.stack([cosine(t, e) for t, e in zip(*gradients, strict=True)])
+    def measure(
+        state: LearnerState, images: PyTree, labels: PyTree, key: Key, weight: Array | None = None
+    ) -> Array:
+        gradients = boundary_gradients(learner, state, preprocess.evaluate(images), labels, key, weight)
+        pairs = zip(*gradients, strict=True)
+        return jnp.stack([cosine(joined_rows(true), joined_rows(estimated)) for true, estimated in pairs])
 
     return measure
 

@@ -29,8 +29,8 @@ MUTANTS = (
     Mutant(
         "labels of the first examples with every batch",
         _DATASET,
-        "return split.images[chosen], split.labels[chosen]",
-        "return split.images[chosen], split.labels[: len(chosen)]",
+        "return take(tuple(split), chosen)",
+        "return take(split.images, chosen), split.labels[: len(chosen)]",
         _BATCHES,
     ),
     Mutant(
