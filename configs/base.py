@@ -12,6 +12,10 @@ def get_config() -> ConfigDict:
     config.dataset = "digits"
     config.data_dir = ""  # holds the set; empty: looked for where systems put it, then in the cache
     config.download = True  # fetch, checked by sha256, what is found nowhere
+    # A data set of one's own that gives its examples by number is read into memory first; or, where this is
+    # True, batch by batch in every epoch anew, ahead of the steps.
+    config.stream = False
+    config.read_workers = 0  # processes that read it, for training; 0: this one
     config.validation_examples = 0  # held out of the training set, the same ones in every run
     config.crop_padding = 0  # training images are shifted by up to so many pixels
     config.flip = False  # ... and mirrored half the time

@@ -14,8 +14,9 @@ from decoupled.data.dataset import (
     shuffled_batches,
 )
 from decoupled.data.digits import digits
-from decoupled.data.own import own_dataset
+from decoupled.data.own import Reading, own_dataset
 from decoupled.data.procedural import procedural
+from decoupled.data.stream import Stream
 from decoupled.extras import on_demand
 
 if TYPE_CHECKING:
@@ -27,7 +28,9 @@ __all__ = [
     "AnySplit",
     "Dataset",
     "Preprocess",
+    "Reading",
     "Split",
+    "Stream",
     "WeightedSplit",
     "batches_from",
     "batches_per_epoch",

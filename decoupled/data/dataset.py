@@ -1,12 +1,15 @@
 """What a loader returns: labelled images, or other inputs with their targets, checked, and split."""
 
+import functools
 import hashlib
 from collections.abc import Iterator
-from typing import NamedTuple, TypeAlias
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
 
+from decoupled.data.stream import Order, Stream
 from decoupled.errors import DataError, UsageError
 from decoupled.shapes import Float, Integer, Shaped
 from decoupled.types import Array, PyTree
@@ -43,7 +46,7 @@ class WeightedSplit(NamedTuple):
         return len(self.weight)
 
 
-AnySplit: TypeAlias = Split | WeightedSplit
+AnySplit: TypeAlias = Split | WeightedSplit | Stream
 
 
 class Dataset(NamedTuple):
@@ -63,10 +66,12 @@ class Dataset(NamedTuple):
     source: str = "memory"
 
     def fingerprint(self) -> str:
-        """sha256 of all arrays, their shapes and what they are called, hexadecimal."""
+        """sha256 of all arrays, their shapes and what they are called; of a `Stream` of its sample's."""
         digest = hashlib.sha256()
         for split in (self.train, self.test):
-            for part in split:
+            if isinstance(split, Stream):
+                digest.update(f"{len(split)}".encode())
+            for part in split.sample if isinstance(split, Stream) else split:
                 for path, array in jax.tree.leaves_with_path(part):
                     digest.update(f"{jax.tree_util.keystr(path)}{array.dtype}{array.shape}".encode())
                     digest.update(np.ascontiguousarray(array).data)
@@ -113,6 +118,8 @@ def hold_out(split: AnySplit, count: int, seed: int = 0) -> tuple[AnySplit, AnyS
         )
     order = np.random.default_rng(seed).permutation(len(split))
     kept, held = np.sort(order[count:]), np.sort(order[:count])
+    if isinstance(split, Stream):
+        return split.part(kept), split.part(held)
     return take(split, kept), take(split, held)
 
 
@@ -145,7 +152,7 @@ def shuffled_batches(
     """
     batches_per_epoch(split, batch_size)  # says if there is none
     for chosen in shuffled_rows(len(split), batch_size, seed, epoch, start):
-        yield _taken(split, chosen[rows])
+        yield rows_of(split, chosen[rows])
 
 
 def batches_from(
@@ -157,22 +164,59 @@ def batches_from(
     rows: slice | Integer[np.ndarray, " rows"],
 ) -> Iterator[tuple[PyTree, ...]]:
     """All batches of a run, epoch after epoch (counted from 1), but for the first `done`."""
-    batches_per_epoch(split, batch_size)
+    per_epoch = batches_per_epoch(split, batch_size)
+    if isinstance(split, Stream):
+        order = _Order(len(split), batch_size, seed, done, per_epoch * epochs, rows)
+        yield from split.batches(order, in_processes=True)
+        return
     for chosen in rows_from(done, len(split), batch_size, seed, epochs):
-        yield _taken(split, chosen[rows])
+        yield rows_of(split, chosen[rows])
 
 
-def _taken(split: AnySplit, chosen: np.ndarray) -> tuple[PyTree, ...]:
-    return take(tuple(split), chosen)
+def batches_in_order(split: AnySplit | tuple[PyTree, ...], order: Order) -> Iterator[tuple[PyTree, ...]]:
+    """The rows of each entry of `order`: images and labels, and weights where there are some."""
+    if isinstance(split, Stream):
+        return split.batches(order)
+    return (take(tuple(split), order[i]) for i in range(len(order)))
+
+
+def rows_of(split: AnySplit, chosen: np.ndarray) -> tuple[PyTree, ...]:
+    """Images and labels, and weights where there are some."""
+    return split.rows(chosen) if isinstance(split, Stream) else take(tuple(split), chosen)
+
+
+@dataclass(frozen=True)
+class _Order:
+    """Which examples make up each batch of a run from number `done` to the `last`, by its number."""
+
+    count: int
+    batch_size: int
+    seed: int
+    done: int
+    last: int
+    rows: Any
+
+    def __len__(self) -> int:
+        return self.last - self.done
+
+    def __getitem__(self, i: int, /) -> np.ndarray:
+        epoch, batch = divmod(self.done + i, self.count // self.batch_size)
+        order = _order_of(self.count, self.seed, epoch + 1)
+        return order[batch * self.batch_size : (batch + 1) * self.batch_size][self.rows]
 
 
 def shuffled_rows(
     count: int, batch_size: int, seed: int, epoch: int, start: int = 0
 ) -> Iterator[np.ndarray]:
     """Which of `count` examples make up each batch of an epoch, from number `start` on: (batch_size,)."""
-    order = np.random.default_rng((seed, epoch)).permutation(count)
+    order = _order_of(count, seed, epoch)
     for i in range(start, count // batch_size):
         yield order[i * batch_size : (i + 1) * batch_size]
+
+
+@functools.lru_cache(2)
+def _order_of(count: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(count)
 
 
 def rows_from(done: int, count: int, batch_size: int, seed: int, epochs: int) -> Iterator[np.ndarray]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from decoupled import data, estimators, models
 from decoupled.argument_checks import check_module, listed
-from decoupled.data.dataset import Dataset, WeightedSplit, take
+from decoupled.data.dataset import Dataset, Stream, rows_of
 from decoupled.errors import UsageError, naming
 from decoupled.extras import extra
 from decoupled.learning.learner import Learner, make_learner
@@ -138,7 +138,7 @@ def build(config: ml_collections.ConfigDict) -> Job:
     learner = learner_on(None)
     preprocess = data.preprocess(train.images, config.crop_padding, config.flip)
     # A second one, now with the data: what does not fit it says so before the workdir is made.
-    images, labels, *weight = take(tuple(train), np.arange(config.batch_size))
+    images, labels, *weight = rows_of(train, np.arange(config.batch_size))
     x = jax.eval_shape(preprocess.evaluate, images)
     plain = config.loss == "softmax_cross_entropy" and not own
     with theirs_if_so(own):
@@ -263,7 +263,19 @@ def _dataset(config: ml_collections.ConfigDict) -> Dataset:
         made = call("dataset", name, {"data_dir": config.data_dir, "download": config.download})
         with theirs_if_so({"dataset": name}):  # reading the examples is
             several = config.loss == "sigmoid_cross_entropy"
-            return data.own_dataset(made, name, several, config.batch_axes)
+            reading = data.Reading(config.stream, config.read_workers)
+            dataset = data.own_dataset(made, name, several, config.batch_axes, reading)
+        if config.stream and not isinstance(dataset.train, Stream):
+            raise UsageError(
+                f"config.stream is True, but {name} gives its training examples as arrays: leave it False,"
+                " or return an object with __len__ and __getitem__"
+            )
+        return dataset
+    for field in ("stream", "read_workers"):
+        if config[field]:
+            raise UsageError(
+                f"config.{field} is {config[field]}, but {config.dataset} is read at once: leave it out"
+            )
     if config.dataset in _LOADERS:
         return _LOADERS[config.dataset](config.data_dir, config.download)
     if config.data_dir:
@@ -281,7 +293,8 @@ def _check_examples(config: ml_collections.ConfigDict, dataset: Dataset) -> None
                 f"config.batch_axes is {config.batch_axes}, but targets of {dataset.name} have shape"
                 f" {leaf.shape}: choose {leaf.ndim}, or give a target a token, (examples, time)"
             )
-    if isinstance(dataset.train, WeightedSplit) and config.parallel.mode == "pipeline":
+    weighted = len(rows_of(dataset.train, np.arange(1))) > 2
+    if weighted and config.parallel.mode == "pipeline":
         raise UsageError(
             f"config.parallel.mode is 'pipeline', which counts all examples alike, but {dataset.name} has"
             " weights: choose none, mesh, shard_map or pmap"

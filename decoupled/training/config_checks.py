@@ -123,6 +123,7 @@ RANGES: dict[str, Range] = {
     "parallel.stages": whole(1),
     "parallel.devices": whole(0),
     "batch_axes": whole(1),
+    "read_workers": whole(0),
     "epochs": whole(1),
     "batch_size": whole(1),
     "log_every": whole(1),
@@ -131,6 +132,7 @@ RANGES: dict[str, Range] = {
 }
 _YES_OR_NO = (
     "download",
+    "stream",
     "flip",
     "model.vit.class_token",
     "estimator.conditioned",

@@ -11,7 +11,7 @@ import numpy as np
 
 import decoupled
 from decoupled.data import AnySplit, Dataset, Preprocess, batches_from, batches_per_epoch
-from decoupled.data.dataset import take
+from decoupled.data.dataset import rows_of
 from decoupled.errors import Interrupted
 from decoupled.learning.learner import Learner
 from decoupled.learning.state import LearnerState
@@ -106,7 +106,7 @@ def _train_and_evaluate(job: Job, workdir: Workdir | NoWorkdir, requests: StopRe
     steps_per_epoch = batches_per_epoch(train, job.batch_size)
     last = steps_per_epoch * job.epochs
     init_key, step_key = jax.random.split(jax.random.key(job.seed))
-    first = take(tuple(train), np.arange(job.batch_size))
+    first = rows_of(train, np.arange(job.batch_size))
 
     def init(key: Key, images: PyTree, labels: PyTree) -> LearnerState:
         return learner.init(key, job.preprocess.evaluate(images), labels)
@@ -233,15 +233,14 @@ def _train_and_evaluate(job: Job, workdir: Workdir | NoWorkdir, requests: StopRe
 
 def _needed_to_predict(job: Job) -> dict[str, Any]:
     """What of the data a trained network needs, once they are not at hand."""
-    inputs, targets = job.dataset.train[:2]
     mean, deviation = job.preprocess.mean, job.preprocess.deviation
     return {
         "dataset": job.dataset.name,
         "source": job.dataset.source,
         "fingerprint": job.fingerprint,
         "num_classes": job.dataset.num_classes,
-        "inputs": to_json(inputs),
-        "targets": to_json(targets),
+        "inputs": to_json(job.dataset.train.images),
+        "targets": to_json(job.dataset.train.labels),
         "mean": None if mean is None else mean.tolist(),
         "deviation": None if deviation is None else deviation.tolist(),
     }
