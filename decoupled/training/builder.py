@@ -5,7 +5,7 @@ Every field is described, with its default, in configs/base.py.
 
 import inspect
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -141,8 +141,9 @@ def build(config: ml_collections.ConfigDict) -> Job:
     images, labels, *weight = rows_of(train, np.arange(config.batch_size))
     x = jax.eval_shape(preprocess.evaluate, images)
     plain = config.loss == "softmax_cross_entropy" and not own
+    of_one_array = [f"config.{name} is {config[name]!r}" for name in ("loss", "metric") if name not in own]
     with theirs_if_so(own):
-        _rehearse(learner, metric, x, labels, *weight, whole=not plain)
+        _rehearse(learner, metric, x, labels, *weight, whole=not plain, of_one_array=of_one_array)
     # One kind of estimator serves the whole chain.
     estimator = learner.estimators[0] if learner.estimators else estimators.backprop()
     return Job(
@@ -329,19 +330,33 @@ def _told_of_objectives(config: ml_collections.ConfigDict, metric: Metric) -> di
 
 
 def _rehearse(
-    learner: Learner, metric: Metric, x: PyTree, y: PyTree, weight: PyTree = None, *, whole: bool
+    learner: Learner,
+    metric: Metric,
+    x: PyTree,
+    y: PyTree,
+    weight: PyTree = None,
+    *,
+    whole: bool,
+    of_one_array: Sequence[str] = (),
 ) -> None:
     """Shapes alone, of the start and of a forward pass in training: what does not fit says so.
 
     Args:
       x, y, weight: a whole batch, or its shapes.
       whole: of all else that a run does with the network too, which takes longer.
+      of_one_array: fields whose functions compare an output of one array with targets of one.
     """
 
     def forward(key: Key, x: PyTree, y: PyTree) -> Array:
         state = learner.unstack(learner.init(key, x, y))
         for module, own in zip(learner.modules, state.modules, strict=True):
             x, _ = module.apply(own.params, own.state, x, key, True)
+        for what, tree in (("a target", y), ("the network's output", x)):
+            if of_one_array and not jax.tree_util.treedef_is_leaf(jax.tree.structure(tree)):
+                raise UsageError(
+                    f"{of_one_array[0]}, which is for one array, but {what} has several: name a function of"
+                    " your own, module:function"
+                )
         output, y = per_example((x, y), learner.rules.batch_axes)
         return checked_scores(metric.function(output, y), len(jax.tree.leaves(y)[0]))
 
