@@ -82,7 +82,9 @@ def get_config() -> ConfigDict:
     config.optimizer.name = "adamw"
     config.optimizer.learning_rate = 1e-3  # the highest, where a schedule changes it
     # constant; cosine: down to final_fraction of it; step: times step_factor at each of step_boundaries;
-    # one_cycle: up from 1/25 of it in half a cosine wave, then as cosine.
+    # one_cycle: up from 1/25 of it in half a cosine wave, then as cosine. reduce_on_plateau: times
+    # step_factor, down to final_fraction of it, each time that the loss (of estimators, their own) has not
+    # fallen for so long; not in pipelines.
     config.optimizer.schedule = "cosine"
     # Of the run, as are the boundaries. The rate rises so long, in a straight line from 0 (in one_cycle's
     # wave for 0.3 of the run, if this is 0).
@@ -90,6 +92,8 @@ def get_config() -> ConfigDict:
     config.optimizer.step_boundaries = (0.5, 0.75)
     config.optimizer.step_factor = 0.1
     config.optimizer.final_fraction = 0.0
+    config.optimizer.plateau_steps = 100  # over which the mean of the loss is taken
+    config.optimizer.plateau_patience = 10  # so many means without a new lowest
     config.optimizer.momentum = 0.0  # of sgd
     config.optimizer.nesterov = False  # ... as Nesterov has it
     # Each update takes learning_rate * weight_decay of a parameter away; with sgd it is a part of the
@@ -105,6 +109,8 @@ def get_config() -> ConfigDict:
     config.estimator_optimizer.step_boundaries = (0.5, 0.75)
     config.estimator_optimizer.step_factor = 0.1
     config.estimator_optimizer.final_fraction = 0.0
+    config.estimator_optimizer.plateau_steps = 100
+    config.estimator_optimizer.plateau_patience = 10
     config.estimator_optimizer.momentum = 0.0
     config.estimator_optimizer.nesterov = False
     config.estimator_optimizer.clip_norm = 0.0

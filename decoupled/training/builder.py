@@ -39,7 +39,7 @@ from decoupled.training.methods import METHODS, estimator_of
 from decoupled.training.objectives import LOSSES, METRICS, Metric, checked_scores, own_metric
 from decoupled.training.optimizers import OPTIMIZERS, optimizer_of
 from decoupled.training.own_names import call, find, find_function, is_own, theirs_if_so
-from decoupled.training.schedules import SCHEDULES
+from decoupled.training.schedules import PLATEAU, SCHEDULES
 from decoupled.types import Array, Estimator, Key, Loss, Module, PyTree
 
 with extra("train"):
@@ -120,6 +120,11 @@ def build(config: ml_collections.ConfigDict) -> Job:
         _network(config, num_classes=2)
     for field in ("optimizer", "estimator_optimizer"):
         optimizer_of(config, field, steps=1)
+        if config[field].schedule == PLATEAU and config.parallel.mode == "pipeline":
+            raise UsageError(
+                f"config.{field}.schedule is {PLATEAU!r}, which asks for the last step's loss, which is not"
+                " known in a pipeline: choose another"
+            )
     make_execution = _execution(config)
     metric = _metric(config)
     dataset = _dataset(config)
