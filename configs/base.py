@@ -12,9 +12,16 @@ def get_config() -> ConfigDict:
     config.dataset = "digits"
     config.data_dir = ""  # holds the set; empty: looked for where systems put it, then in the cache
     config.download = True  # fetch, checked by sha256, what is found nowhere
+    # A data set of one's own that gives its examples by number is read into memory first; or, where this is
+    # True, batch by batch in every epoch anew, ahead of the steps.
+    config.stream = False
+    config.read_workers = 0  # processes that read it, for training; 0: this one
     config.validation_examples = 0  # held out of the training set, the same ones in every run
     config.crop_padding = 0  # training images are shifted by up to so many pixels
     config.flip = False  # ... and mirrored half the time
+    # Leading axes of targets that count examples. 2: targets are (examples, time), and every token is an
+    # example to estimators, the loss and the metric; the network keeps (examples, time, features).
+    config.batch_axes = 1
 
     # What the network is trained on: softmax_cross_entropy (integer classes, one an example or a token),
     # sigmoid_cross_entropy (labels that each hold or do not) or squared_error; or one's own.
@@ -75,7 +82,9 @@ def get_config() -> ConfigDict:
     config.optimizer.name = "adamw"
     config.optimizer.learning_rate = 1e-3  # the highest, where a schedule changes it
     # constant; cosine: down to final_fraction of it; step: times step_factor at each of step_boundaries;
-    # one_cycle: up from 1/25 of it in half a cosine wave, then as cosine.
+    # one_cycle: up from 1/25 of it in half a cosine wave, then as cosine. reduce_on_plateau: times
+    # step_factor, down to final_fraction of it, each time that the loss (of estimators, their own) has not
+    # fallen for so long; not in pipelines.
     config.optimizer.schedule = "cosine"
     # Of the run, as are the boundaries. The rate rises so long, in a straight line from 0 (in one_cycle's
     # wave for 0.3 of the run, if this is 0).
@@ -83,6 +92,8 @@ def get_config() -> ConfigDict:
     config.optimizer.step_boundaries = (0.5, 0.75)
     config.optimizer.step_factor = 0.1
     config.optimizer.final_fraction = 0.0
+    config.optimizer.plateau_steps = 100  # over which the mean of the loss is taken
+    config.optimizer.plateau_patience = 10  # so many means without a new lowest
     config.optimizer.momentum = 0.0  # of sgd
     config.optimizer.nesterov = False  # ... as Nesterov has it
     # Each update takes learning_rate * weight_decay of a parameter away; with sgd it is a part of the
@@ -98,6 +109,8 @@ def get_config() -> ConfigDict:
     config.estimator_optimizer.step_boundaries = (0.5, 0.75)
     config.estimator_optimizer.step_factor = 0.1
     config.estimator_optimizer.final_fraction = 0.0
+    config.estimator_optimizer.plateau_steps = 100
+    config.estimator_optimizer.plateau_patience = 10
     config.estimator_optimizer.momentum = 0.0
     config.estimator_optimizer.nesterov = False
     config.estimator_optimizer.clip_norm = 0.0

@@ -32,6 +32,7 @@ import config_file
 from benchmarks.timing import interleaved_seconds, median_ratio
 from configs.compare import SIZES
 from decoupled.data import shuffled_batches
+from decoupled.data.dataset import rows_of
 from decoupled.errors import TrainingError, UsageError
 from decoupled.training.builder import build
 from decoupled.training.config_checks import check_range, value_of, whole
@@ -121,7 +122,7 @@ def over_seeds(step, vectorised: bool):
 
 def initial(job: Job, seeds: int) -> tuple[PyTree, PyTree, jax.Array]:
     """Stacked states, totals of no step, and step keys: for each seed those of `train.py`."""
-    images, labels = (jnp.asarray(part[: job.batch_size]) for part in job.dataset.train)
+    images, labels = map(jnp.asarray, rows_of(job.dataset.train, np.arange(job.batch_size)))
     keys = [jax.random.split(jax.random.key(seed)) for seed in range(seeds)]
     init_keys, step_keys = (jnp.stack([pair[i] for pair in keys]) for i in range(2))
 
@@ -181,7 +182,7 @@ def compiled_steps(jobs: dict[str, Job]) -> tuple[dict[str, Any], dict[str, PyTr
     """Each job's fused step, ready to be timed: compiled, with a first state and a first batch."""
     steps, states, arguments = {}, {}, {}
     for name, job in jobs.items():
-        images, labels = (jnp.asarray(part[: job.batch_size]) for part in job.dataset.train)
+        images, labels = map(jnp.asarray, rows_of(job.dataset.train, np.arange(job.batch_size)))
         arguments[name] = (job.preprocess.evaluate(images), labels, jax.random.key(0))
         states[name] = jax.jit(job.learner.init)(jax.random.key(0), *arguments[name][:2])
         update = jax.jit(job.learner.update, donate_argnums=0)

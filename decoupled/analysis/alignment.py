@@ -8,28 +8,31 @@ import jax
 import jax.numpy as jnp
 
 from decoupled.analysis.scaled import length, unit_length
+from decoupled.learning.examples import examples_of
 from decoupled.learning.learner import Learner
+from decoupled.learning.module_update import by_rows, error_of, estimate_at
 from decoupled.learning.state import LearnerState
-from decoupled.losses import output_error
+from decoupled.leaves import real_part, with_real_part
 from decoupled.precision import at_least_float32
-from decoupled.shapes import AnyArray, Float, Shaped
+from decoupled.shapes import AnyArray, Float
 from decoupled.types import Array, Key, Module, PyTree
+from decoupled.weights import as_cotangent, as_gradient
 
 
 class BoundaryGradients(NamedTuple):
-    """Per-example gradients at every boundary, each the shape of h there.
+    """Per-example gradients at every boundary, each the shape of the real part of h there.
 
     Attributes:
       true: dL/dh of the whole network.
       estimated: what the module below is given in its place.
     """
 
-    true: tuple[Array, ...]
-    estimated: tuple[Array, ...]
+    true: tuple[PyTree, ...]
+    estimated: tuple[PyTree, ...]
 
 
 def boundary_gradients(
-    learner: Learner, state: LearnerState, x: Shaped[AnyArray, "batch *shape"], y: PyTree, key: Key
+    learner: Learner, state: LearnerState, x: PyTree, y: PyTree, key: Key, weight: Array | None = None
 ) -> BoundaryGradients:
     """The true and the estimated gradient at every boundary, for the batch an `update` would see.
 
@@ -38,32 +41,48 @@ def boundary_gradients(
       state: not changed.
       x, y: a batch; y leads with the same examples.
       key: as given to `update`, so that dropout falls alike.
+      weight: as given to `update`.
     """
+    state, rules = learner.unstack(state), learner.rules
+    x, examples = examples_of(x, y, weight, rules.batch_axes)
 
-    state = learner.unstack(state)
-
-    def run(i: int, module: Module) -> Callable[[AnyArray], Array]:
+    def run(i: int, module: Module, h: PyTree) -> tuple[Callable, PyTree]:
+        """The way back through a module, between real parts, and its output."""
         part_key = jax.random.fold_in(key, i)
-        return lambda h: module.apply(*state.modules[i][:2], h, part_key, True)[0]
 
-    h = run(0, learner.modules[0])(x)
+        def forward(real: PyTree) -> tuple[PyTree, PyTree]:
+            out = module.apply(*state.modules[i][:2], with_real_part(h, real), part_key, True)[0]
+            return real_part(out), out
+
+        _, pullback, out = jax.vjp(forward, real_part(h), has_aux=True)
+
+        def back(grad_h: PyTree) -> PyTree:
+            (cotangent,) = pullback(by_rows(rules, as_cotangent, grad_h, examples.weight))
+            return by_rows(rules, as_gradient, cotangent, examples.weight)
+
+        return back, out
+
+    _, h = run(0, learner.modules[0], x)
     activations, pullbacks, exact_pullbacks = [h], [], []
     for i, module in enumerate(learner.modules[1:], start=1):
-        h, pullback = jax.vjp(run(i, module), h)
+        pullback, h = run(i, module, h)
         pullbacks.append(pullback)
         # Where a backward rule is in force, the module's own pullback is not the true one.
-        exact = jax.vjp(run(i, module.exact), activations[-1])[1] if module.exact else pullback
+        exact = run(i, module.exact, activations[-1])[0] if module.exact else pullback
         exact_pullbacks.append(exact)
         activations.append(h)
 
-    _, error = output_error(learner.loss, h, y)
+    _, error = error_of(rules, h, examples)
     true, estimated = [], []
     grad_h, grad_h_hat = error, error
     for i in reversed(range(len(learner.estimators))):
-        (grad_h,), (incoming,) = exact_pullbacks[i](grad_h), pullbacks[i](grad_h_hat)
+        grad_h, incoming = exact_pullbacks[i](grad_h), pullbacks[i](grad_h_hat)
         estimator, h = learner.estimators[i], activations[i]
         signal = estimator.reads.choose(error=error, incoming=incoming)
-        grad_h_hat = estimator.estimate(state.estimators[i].est_params, h, y, signal).astype(h.dtype)
+        where = f"the boundary after {learner.chain.names[i]}"
+        grad_h_hat = estimate_at(
+            rules, where, estimator, state.estimators[i].est_params, h, examples, signal
+        )
         true.append(grad_h)
         estimated.append(grad_h_hat)
     return BoundaryGradients(tuple(reversed(true)), tuple(reversed(estimated)))

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from decoupled.analysis.figures import all_figures
+from decoupled.data.dataset import rows_of
 from decoupled.errors import TrainingError, UsageError
 from decoupled.training import load_trained
 from decoupled.training.builder import build
@@ -34,7 +36,13 @@ def analyse(workdir: str | os.PathLike[str], examples: int) -> Path:
     job = build(config)
     if examples < 2 * job.dataset.num_classes:
         raise UsageError(f"--examples is {examples}: ask for at least {2 * job.dataset.num_classes}")
-    images, labels = (jnp.asarray(part[:examples]) for part in job.dataset.test)
+    parts = rows_of(job.dataset.test, np.arange(min(examples, len(job.dataset.test))))
+    if len(parts) > 2 or config.batch_axes > 1 or not all(isinstance(part, np.ndarray) for part in parts):
+        raise UsageError(
+            f"{workdir} is of a run with tokens as examples, weights, or examples of several arrays: the"
+            " figures are of networks from one array to one, whose examples all count"
+        )
+    images, labels = map(jnp.asarray, parts)
     x = job.preprocess.evaluate(images)
     like = jax.eval_shape(job.learner.init, jax.random.key(0), x[:1], labels[:1])
     state = load_trained(workdir, like)

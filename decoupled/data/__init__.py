@@ -4,16 +4,19 @@ from typing import TYPE_CHECKING
 
 from decoupled.data.augment import Preprocess, preprocess
 from decoupled.data.dataset import (
+    AnySplit,
     Dataset,
     Split,
+    WeightedSplit,
     batches_from,
     batches_per_epoch,
     hold_out,
     shuffled_batches,
 )
 from decoupled.data.digits import digits
-from decoupled.data.own import own_dataset
+from decoupled.data.own import Reading, own_dataset
 from decoupled.data.procedural import procedural
+from decoupled.data.stream import Stream
 from decoupled.extras import on_demand
 
 if TYPE_CHECKING:
@@ -22,9 +25,13 @@ if TYPE_CHECKING:
 __all__ = [
     "FASHION_MNIST",
     "MNIST",
+    "AnySplit",
     "Dataset",
     "Preprocess",
+    "Reading",
     "Split",
+    "Stream",
+    "WeightedSplit",
     "batches_from",
     "batches_per_epoch",
     "cifar10",

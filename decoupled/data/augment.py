@@ -30,24 +30,35 @@ class Preprocess(NamedTuple):
 
 
 # Inputs as they are, of any structure.
-AS_THEY_ARE = Preprocess(lambda key, inputs: inputs, lambda inputs: inputs, None, None)
+AS_THEY_ARE = Preprocess(
+    lambda key, inputs: jax.tree.map(jnp.asarray, inputs),
+    lambda inputs: jax.tree.map(jnp.asarray, inputs),
+    None,
+    None,
+)
 
 
-def preprocess(
-    train_images: Shaped[np.ndarray, "examples *shape"], crop_padding: int = 0, flip: bool = False
-) -> Preprocess:
+def preprocess(train_images: PyTree, crop_padding: int = 0, flip: bool = False) -> Preprocess:
     """Standardises each channel by the training images' mean and deviation, after augmentation.
 
     Only bytes are, in the shape of images. All else is taken as it is.
 
     Args:
-      train_images: images (examples, height, width, channels) of uint8, or inputs of any kind.
+      train_images: images (examples, height, width, channels) of uint8, or other inputs, in one array or
+        several.
       crop_padding: training images are shifted by up to so many pixels each way; 0 for none.
       flip: whether training images are mirrored half the time.
 
     Raises:
       UsageError: `crop_padding` is larger than the images, or there are none to augment.
     """
+    if not isinstance(train_images, np.ndarray):
+        if crop_padding or flip:
+            raise UsageError(
+                f"crop_padding is {crop_padding} and flip is {flip}, but inputs are several arrays, and no"
+                " images (height, width, channels): leave both out"
+            )
+        return AS_THEY_ARE
     if train_images.ndim != 4 and (crop_padding or flip):
         raise UsageError(
             f"crop_padding is {crop_padding} and flip is {flip}, but inputs of shape"
@@ -73,13 +84,13 @@ def preprocess(
 
 def standardise(
     mean: Float[np.ndarray, " channels"] | None, deviation: Float[np.ndarray, " channels"] | None
-) -> Callable[[AnyArray], Array]:
+) -> Callable[[PyTree], PyTree]:
     """A function images -> inputs, (batch, height, width, channels); the statistics are one a channel.
 
-    Without statistics inputs are what they are given as.
+    Without statistics inputs are what they are given as, of any structure.
     """
     if mean is None or deviation is None:
-        return jnp.asarray
+        return AS_THEY_ARE.evaluate
     mean_row, deviation_row = (
         jnp.asarray(statistic, jnp.float32)[None, None, None, :] for statistic in (mean, deviation)
     )

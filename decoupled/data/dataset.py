@@ -1,14 +1,17 @@
 """What a loader returns: labelled images, or other inputs with their targets, checked, and split."""
 
+import functools
 import hashlib
 from collections.abc import Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
 
+from decoupled.data.stream import Order, Stream
 from decoupled.errors import DataError, UsageError
-from decoupled.shapes import Integer, Shaped
+from decoupled.shapes import Float, Integer, Shaped
 from decoupled.types import Array, PyTree
 
 
@@ -16,15 +19,34 @@ class Split(NamedTuple):
     """Labelled images in host memory; or, of someone's own, any inputs and their targets.
 
     Attributes:
-      images: (examples, height, width, channels), uint8; or (examples, ...).
-      labels: (examples,), int32; or (examples, ...): int32 classes, or float32 values.
+      images: (examples, height, width, channels), uint8; or (examples, ...); or a pytree of such arrays.
+      labels: (examples,), int32; or (examples, ...): int32 classes, or float32 values; or a pytree.
     """
 
-    images: Shaped[np.ndarray, "examples *shape"]
-    labels: Shaped[np.ndarray, "examples *label"]
+    images: PyTree
+    labels: PyTree
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(jax.tree.leaves(self.images)[0])
+
+
+class WeightedSplit(NamedTuple):
+    """A split whose examples, or tokens, do not all count alike.
+
+    Attributes:
+      images, labels: as of a `Split`.
+      weight: of each example, (examples,), or token, (examples, time); float32.
+    """
+
+    images: PyTree
+    labels: PyTree
+    weight: Float[np.ndarray, "examples *tokens"]
+
+    def __len__(self) -> int:
+        return len(self.weight)
+
+
+AnySplit: TypeAlias = Split | WeightedSplit | Stream
 
 
 class Dataset(NamedTuple):
@@ -39,16 +61,20 @@ class Dataset(NamedTuple):
 
     name: str
     num_classes: int
-    train: Split
-    test: Split
+    train: AnySplit
+    test: AnySplit
     source: str = "memory"
 
     def fingerprint(self) -> str:
-        """sha256 of all images and labels and their shapes, hexadecimal."""
+        """sha256 of all arrays, their shapes and what they are called; of a `Stream` of its sample's."""
         digest = hashlib.sha256()
-        for array in (*self.train, *self.test):
-            digest.update(f"{array.dtype}{array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).data)
+        for split in (self.train, self.test):
+            if isinstance(split, Stream):
+                digest.update(f"{len(split)}".encode())
+            for part in split.sample if isinstance(split, Stream) else split:
+                for path, array in jax.tree.leaves_with_path(part):
+                    digest.update(f"{jax.tree_util.keystr(path)}{array.dtype}{array.shape}".encode())
+                    digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
 
@@ -76,7 +102,7 @@ def checked_split(
     return Split(images, labels.astype(np.int32))
 
 
-def hold_out(split: Split, count: int, seed: int = 0) -> tuple[Split, Split]:
+def hold_out(split: AnySplit, count: int, seed: int = 0) -> tuple[AnySplit, AnySplit]:
     """Splits off `count` examples, drawn by a fixed `seed` so that every run holds out the same ones.
 
     Returns:
@@ -92,13 +118,12 @@ def hold_out(split: Split, count: int, seed: int = 0) -> tuple[Split, Split]:
         )
     order = np.random.default_rng(seed).permutation(len(split))
     kept, held = np.sort(order[count:]), np.sort(order[:count])
-    return (
-        Split(split.images[kept], split.labels[kept]),
-        Split(split.images[held], split.labels[held]),
-    )
+    if isinstance(split, Stream):
+        return split.part(kept), split.part(held)
+    return take(split, kept), take(split, held)
 
 
-def batches_per_epoch(split: Split, batch_size: int) -> int:
+def batches_per_epoch(split: AnySplit, batch_size: int) -> int:
     """Number of full batches in a split.
 
     Raises:
@@ -113,47 +138,85 @@ def batches_per_epoch(split: Split, batch_size: int) -> int:
 
 
 def shuffled_batches(
-    split: Split,
+    split: AnySplit,
     batch_size: int,
     seed: int,
     epoch: int,
     rows: slice | Integer[np.ndarray, " rows"] = slice(None),
     start: int = 0,
-) -> Iterator[tuple[Shaped[np.ndarray, "batch *shape"], Shaped[np.ndarray, "batch *label"]]]:
+) -> Iterator[tuple[PyTree, ...]]:
     """One epoch of full batches, from number `start` on, in an order that depends on (seed, epoch) alone.
 
-    The examples left over, fewer than a batch, come up in other epochs. `rows` of each batch are returned.
+    The examples left over, fewer than a batch, come up in other epochs. `rows` of each batch are returned:
+    images and labels, and their weights where there are some.
     """
     batches_per_epoch(split, batch_size)  # says if there is none
     for chosen in shuffled_rows(len(split), batch_size, seed, epoch, start):
-        yield _taken(split, chosen[rows])
+        yield rows_of(split, chosen[rows])
 
 
 def batches_from(
     done: int,
-    split: Split,
+    split: AnySplit,
     batch_size: int,
     seed: int,
     epochs: int,
     rows: slice | Integer[np.ndarray, " rows"],
-) -> Iterator[tuple[Shaped[np.ndarray, "batch *shape"], Shaped[np.ndarray, "batch *label"]]]:
+) -> Iterator[tuple[PyTree, ...]]:
     """All batches of a run, epoch after epoch (counted from 1), but for the first `done`."""
-    batches_per_epoch(split, batch_size)
+    per_epoch = batches_per_epoch(split, batch_size)
+    if isinstance(split, Stream):
+        order = _Order(len(split), batch_size, seed, done, per_epoch * epochs, rows)
+        yield from split.batches(order, in_processes=True)
+        return
     for chosen in rows_from(done, len(split), batch_size, seed, epochs):
-        yield _taken(split, chosen[rows])
+        yield rows_of(split, chosen[rows])
 
 
-def _taken(split: Split, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return split.images[chosen], split.labels[chosen]
+def batches_in_order(split: AnySplit | tuple[PyTree, ...], order: Order) -> Iterator[tuple[PyTree, ...]]:
+    """The rows of each entry of `order`: images and labels, and weights where there are some."""
+    if isinstance(split, Stream):
+        return split.batches(order)
+    return (take(tuple(split), order[i]) for i in range(len(order)))
+
+
+def rows_of(split: AnySplit, chosen: np.ndarray) -> tuple[PyTree, ...]:
+    """Images and labels, and weights where there are some."""
+    return split.rows(chosen) if isinstance(split, Stream) else take(tuple(split), chosen)
+
+
+@dataclass(frozen=True)
+class _Order:
+    """Which examples make up each batch of a run from number `done` to the `last`, by its number."""
+
+    count: int
+    batch_size: int
+    seed: int
+    done: int
+    last: int
+    rows: Any
+
+    def __len__(self) -> int:
+        return self.last - self.done
+
+    def __getitem__(self, i: int, /) -> np.ndarray:
+        epoch, batch = divmod(self.done + i, self.count // self.batch_size)
+        order = _order_of(self.count, self.seed, epoch + 1)
+        return order[batch * self.batch_size : (batch + 1) * self.batch_size][self.rows]
 
 
 def shuffled_rows(
     count: int, batch_size: int, seed: int, epoch: int, start: int = 0
 ) -> Iterator[np.ndarray]:
     """Which of `count` examples make up each batch of an epoch, from number `start` on: (batch_size,)."""
-    order = np.random.default_rng((seed, epoch)).permutation(count)
+    order = _order_of(count, seed, epoch)
     for i in range(start, count // batch_size):
         yield order[i * batch_size : (i + 1) * batch_size]
+
+
+@functools.lru_cache(2)
+def _order_of(count: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(count)
 
 
 def rows_from(done: int, count: int, batch_size: int, seed: int, epochs: int) -> Iterator[np.ndarray]:

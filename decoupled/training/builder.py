@@ -4,18 +4,20 @@ Every field is described, with its default, in configs/base.py.
 """
 
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from decoupled import data, estimators
-from decoupled.data.dataset import Dataset
+from decoupled.data.dataset import Dataset, Stream, rows_of
 from decoupled.errors import UsageError
 from decoupled.extras import extra
 from decoupled.learning.learner import Learner, make_learner
 from decoupled.learning.stack import stack_equal
 from decoupled.learning.watch import watched, watched_estimator
+from decoupled.leaves import per_example
 from decoupled.models.norm import NORMS
 from decoupled.training import parallel, staged
 from decoupled.training.average import averaged
@@ -28,7 +30,7 @@ from decoupled.training.models_by_name import BACKWARD_RULES, DTYPES, MODELS, ne
 from decoupled.training.objectives import LOSSES, METRICS, Metric, checked_scores, own_metric
 from decoupled.training.optimizers import OPTIMIZERS, optimizer_of
 from decoupled.training.own_names import call, find, find_function, is_own, theirs_if_so
-from decoupled.training.schedules import SCHEDULES
+from decoupled.training.schedules import PLATEAU, SCHEDULES
 from decoupled.types import Array, Estimator, Key, Loss, Module, PyTree
 
 with extra("train"):
@@ -70,9 +72,15 @@ def build(config: ml_collections.ConfigDict) -> Job:
         _network(config, num_classes=2)
     for field in ("optimizer", "estimator_optimizer"):
         optimizer_of(config, field, steps=1)
+        if config[field].schedule == PLATEAU and config.parallel.mode == "pipeline":
+            raise UsageError(
+                f"config.{field}.schedule is {PLATEAU!r}, which asks for the last step's loss, which is not"
+                " known in a pipeline: choose another"
+            )
     make_execution = _execution(config)
     metric = _metric(config)
     dataset = _dataset(config)
+    _check_examples(config, dataset)
     train, validation = data.hold_out(dataset.train, config.validation_examples)
     all_steps = config.epochs * data.batches_per_epoch(train, config.batch_size)
     if all_steps > _MOST_STEPS:
@@ -87,10 +95,12 @@ def build(config: ml_collections.ConfigDict) -> Job:
     learner = learner_on(None)
     preprocess = data.preprocess(train.images, config.crop_padding, config.flip)
     # A second one, now with the data: what does not fit it says so before the workdir is made.
-    x = jax.eval_shape(preprocess.evaluate, train.images[: config.batch_size])
+    images, labels, *weight = rows_of(train, np.arange(config.batch_size))
+    x = jax.eval_shape(preprocess.evaluate, images)
     plain = config.loss == "softmax_cross_entropy" and not own
+    of_one_array = [f"config.{name} is {config[name]!r}" for name in ("loss", "metric") if name not in own]
     with theirs_if_so(own):
-        _rehearse(learner, metric, x, train.labels[: config.batch_size], whole=not plain)
+        _rehearse(learner, metric, x, labels, *weight, whole=not plain, of_one_array=of_one_array)
     # One kind of estimator serves the whole chain.
     estimator = learner.estimators[0] if learner.estimators else estimators.backprop()
     return Job(
@@ -156,6 +166,7 @@ def make_learner_of(
         optimizer_of(config, "estimator_optimizer", steps),
         update_probability=config.update_probability,
         axis_name=axis_name,
+        batch_axes=config.batch_axes,
     )
 
 
@@ -187,7 +198,20 @@ def _dataset(config: ml_collections.ConfigDict) -> Dataset:
     if is_own(name := config.dataset):
         made = call("dataset", name, {"data_dir": config.data_dir, "download": config.download})
         with theirs_if_so({"dataset": name}):  # reading the examples is
-            return data.own_dataset(made, name, multi_label=config.loss == "sigmoid_cross_entropy")
+            several = config.loss == "sigmoid_cross_entropy"
+            reading = data.Reading(config.stream, config.read_workers)
+            dataset = data.own_dataset(made, name, several, config.batch_axes, reading)
+        if config.stream and not isinstance(dataset.train, Stream):
+            raise UsageError(
+                f"config.stream is True, but {name} gives its training examples as arrays: leave it False,"
+                " or return an object with __len__ and __getitem__"
+            )
+        return dataset
+    for field in ("stream", "read_workers"):
+        if config[field]:
+            raise UsageError(
+                f"config.{field} is {config[field]}, but {config.dataset} is read at once: leave it out"
+            )
     if config.dataset in _LOADERS:
         return _LOADERS[config.dataset](config.data_dir, config.download)
     if config.data_dir:
@@ -195,6 +219,22 @@ def _dataset(config: ml_collections.ConfigDict) -> Dataset:
             f"config.data_dir is {config.data_dir!r}, but {config.dataset} is in no folder: leave it out"
         )
     return _MAKERS[config.dataset]()
+
+
+def _check_examples(config: ml_collections.ConfigDict, dataset: Dataset) -> None:
+    """That the data have the examples, or tokens, that the config says, and what takes their weights."""
+    for leaf in jax.tree.leaves(dataset.train.labels):
+        if leaf.ndim < config.batch_axes:
+            raise UsageError(
+                f"config.batch_axes is {config.batch_axes}, but targets of {dataset.name} have shape"
+                f" {leaf.shape}: choose {leaf.ndim}, or give a target a token, (examples, time)"
+            )
+    weighted = len(rows_of(dataset.train, np.arange(1))) > 2
+    if weighted and config.parallel.mode == "pipeline":
+        raise UsageError(
+            f"config.parallel.mode is 'pipeline', which counts all examples alike, but {dataset.name} has"
+            " weights: choose none, mesh, shard_map or pmap"
+        )
 
 
 def _loss(config: ml_collections.ConfigDict) -> Loss:
@@ -224,24 +264,41 @@ def _told_of_objectives(config: ml_collections.ConfigDict, metric: Metric) -> di
     return told
 
 
-def _rehearse(learner: Learner, metric: Metric, x: PyTree, y: PyTree, whole: bool) -> None:
+def _rehearse(
+    learner: Learner,
+    metric: Metric,
+    x: PyTree,
+    y: PyTree,
+    weight: PyTree = None,
+    *,
+    whole: bool,
+    of_one_array: Sequence[str] = (),
+) -> None:
     """Shapes alone, of the start and of a forward pass in training: what does not fit says so.
 
     Args:
-      x, y: a whole batch, or its shapes.
+      x, y, weight: a whole batch, or its shapes.
       whole: of all else that a run does with the network too, which takes longer.
+      of_one_array: fields whose functions compare an output of one array with targets of one.
     """
 
-    def forward(key: Key, x: Array, y: Array) -> Array:
+    def forward(key: Key, x: PyTree, y: PyTree) -> Array:
         state = learner.unstack(learner.init(key, x, y))
         for module, own in zip(learner.modules, state.modules, strict=True):
             x, _ = module.apply(own.params, own.state, x, key, True)
-        return checked_scores(metric.function(x, y), len(y))
+        for what, tree in (("a target", y), ("the network's output", x)):
+            if of_one_array and not jax.tree_util.treedef_is_leaf(jax.tree.structure(tree)):
+                raise UsageError(
+                    f"{of_one_array[0]}, which is for one array, but {what} has several: name a function of"
+                    " your own, module:function"
+                )
+        output, y = per_example((x, y), learner.rules.batch_axes)
+        return checked_scores(metric.function(output, y), len(jax.tree.leaves(y)[0]))
 
     jax.eval_shape(forward, jax.random.key(0), x, y)
     if whole:
         state = jax.eval_shape(learner.init, jax.random.key(0), x, y)
-        jax.eval_shape(learner.update, state, x, y, jax.random.key(0))
+        jax.eval_shape(learner.update, state, x, y, jax.random.key(0), weight)
         jax.eval_shape(learner.predict, state, x)
 
 

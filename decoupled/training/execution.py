@@ -20,15 +20,15 @@ class Execution(NamedTuple):
         it. Steps may then destroy it.
       place_batch: this process's rows of some arrays, one row an example -> the whole arrays, where steps
         want them.
-      compile_step: (state, totals, images, labels, key), all placed -> a compiled (state, totals, images,
-        labels, key) -> (state, totals), which destroys the first two.
+      compile_step: (state, totals, images, labels, key, weight=None), all placed -> a compiled function
+        of the same -> (state, totals), which destroys the first two.
       measure: function of whole state and placed batches -> the same, compiled; every process can read
         its results.
       whole_state: state as steps leave it -> as the learner knows it, for `measure`.
       finish: state after the last step -> state in which all that was fed has been learnt from.
       snapshot: (state, totals) as steps leave them -> a tree that holds all of both, for a checkpoint.
-      warm_up: (number of steps, step, state, totals, images, labels, key) -> (state, totals) with a
-        snapshot built like one after so many steps. It may run steps; state and totals are destroyed.
+      warm_up: (number of steps, step, state, totals, and what else a step is given) -> (state, totals)
+        with a snapshot built like one after so many steps. It may run steps, which destroys both.
       place_snapshot: (such a snapshot, the same with leaves on the host) -> (state, totals) for a next
         step; None: each goes where `place_state` puts it.
       of_each_link: state as steps leave it -> (states of modules, states of estimators), one a link.
@@ -37,7 +37,7 @@ class Execution(NamedTuple):
     devices: int
     rows: Callable[[int], slice | Integer[np.ndarray, " rows"]]
     place_state: Callable[[PyTree], PyTree]
-    place_batch: Callable[[tuple[np.ndarray, ...]], tuple[PyTree, ...]]
+    place_batch: Callable[[tuple[PyTree, ...]], tuple[PyTree, ...]]
     compile_step: Callable[..., Callable[..., tuple[PyTree, PyTree]]]
     measure: Callable[[Callable[..., PyTree]], Callable[..., PyTree]]
     whole_state: Callable[[PyTree], LearnerState] = lambda state: state

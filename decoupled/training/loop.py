@@ -10,7 +10,8 @@ import jax
 import numpy as np
 
 import decoupled
-from decoupled.data import Dataset, Preprocess, Split, batches_from, batches_per_epoch
+from decoupled.data import AnySplit, Dataset, Preprocess, batches_from, batches_per_epoch
+from decoupled.data.dataset import rows_of
 from decoupled.errors import Interrupted
 from decoupled.learning.learner import Learner
 from decoupled.learning.state import LearnerState
@@ -26,6 +27,7 @@ from decoupled.training.own_names import theirs_if_so
 from decoupled.training.progress import Progress, SilentProgress
 from decoupled.training.report import render_report
 from decoupled.training.resume import check_data, resume
+from decoupled.training.saved_shapes import to_json
 from decoupled.training.step import Totals, alignment_step, evaluator, no_totals
 from decoupled.training.workdir import NoWorkdir, Workdir
 from decoupled.types import Array, Key, PyTree
@@ -54,7 +56,7 @@ class Job(NamedTuple):
 
     dataset: Dataset
     fingerprint: str
-    validation: Split
+    validation: AnySplit
     preprocess: Preprocess
     learner: Learner
     metric: Metric
@@ -104,23 +106,28 @@ def _train_and_evaluate(job: Job, workdir: Workdir | NoWorkdir, requests: StopRe
     steps_per_epoch = batches_per_epoch(train, job.batch_size)
     last = steps_per_epoch * job.epochs
     init_key, step_key = jax.random.split(jax.random.key(job.seed))
-    first = (train.images[: job.batch_size], train.labels[: job.batch_size])
+    first = rows_of(train, np.arange(job.batch_size))
 
-    def init(key: Key, images: Array, labels: Array) -> LearnerState:
+    def init(key: Key, images: PyTree, labels: PyTree) -> LearnerState:
         return learner.init(key, job.preprocess.evaluate(images), labels)
 
     def place_totals() -> Totals:
         return execution.place_state(no_totals(learner))
 
-    state = jax.jit(init)(init_key, *first)
+    state = jax.jit(init)(init_key, *first[:2])
     inputs = jax.eval_shape(job.preprocess.evaluate, first[0])
     modules = describe_modules(learner, state, inputs)
 
     state, step_key = execution.place_state(state), execution.place_state(step_key)
     rows = execution.rows(job.batch_size)
-    placed = execution.place_batch(tuple(part[rows] for part in first))
+
+    def arguments(images: PyTree, labels: PyTree, *weight: Array) -> tuple[Any, ...]:
+        """Of a step, behind state and totals."""
+        return images, labels, step_key, *weight
+
+    placed = arguments(*execution.place_batch(jax.tree.map(lambda leaf: leaf[rows], first)))
     # Compiled ahead: the first step costs no more than others, and no later one can retrace.
-    step = execution.compile_step(state, place_totals(), *placed, step_key)
+    step = execution.compile_step(state, place_totals(), *placed)
     align = execution.measure(alignment_step(learner, job.preprocess))
     at_once = min(1000, max(job.batch_size, 100))
     evaluate = evaluator(learner, job.preprocess, at_once, execution, job.metric)
@@ -136,7 +143,7 @@ def _train_and_evaluate(job: Job, workdir: Workdir | NoWorkdir, requests: StopRe
     def look(done: int, state: PyTree, batch: PyTree, measured: bool, epoch_ends: bool) -> bool:
         """Measures the network between two steps."""
         if measured:
-            cosines = align(execution.whole_state(state), *batch, step_key)
+            cosines = align(execution.whole_state(state), *arguments(*batch))
             monitor.alignment(done, jax.device_get(cosines))
         if epoch_ends:
             monitor.boundaries()
@@ -170,7 +177,7 @@ def _train_and_evaluate(job: Job, workdir: Workdir | NoWorkdir, requests: StopRe
         saved = workdir.resume(progress.say)
         check_data(job.fingerprint, job.dataset.source, saved)
         state, totals, done = resume(
-            execution, saved, workdir.changes, last, step, state, place_totals(), *placed, step_key
+            execution, saved, workdir.changes, last, step, state, place_totals(), *placed
         )
         # From here on the run goes on for certain.
         workdir.go_on(progress.say, _needed_to_predict(job))
@@ -183,7 +190,7 @@ def _train_and_evaluate(job: Job, workdir: Workdir | NoWorkdir, requests: StopRe
         state, totals, done, stop = take_steps(
             Position(state, totals, done),
             map(execution.place_batch, batches),
-            lambda state, totals, batch: step(state, totals, *batch, step_key),
+            lambda state, totals, batch: step(state, totals, *arguments(*batch)),
             place_totals,
             pace,
             clock,
@@ -226,17 +233,14 @@ def _train_and_evaluate(job: Job, workdir: Workdir | NoWorkdir, requests: StopRe
 
 def _needed_to_predict(job: Job) -> dict[str, Any]:
     """What of the data a trained network needs, once they are not at hand."""
-    inputs, targets = job.dataset.train
     mean, deviation = job.preprocess.mean, job.preprocess.deviation
     return {
         "dataset": job.dataset.name,
         "source": job.dataset.source,
         "fingerprint": job.fingerprint,
         "num_classes": job.dataset.num_classes,
-        "image_shape": list(inputs.shape[1:]),
-        "dtype": str(inputs.dtype),
-        "target_shape": list(targets.shape[1:]),
-        "target_dtype": str(targets.dtype),
+        "inputs": to_json(job.dataset.train.images),
+        "targets": to_json(job.dataset.train.labels),
         "mean": None if mean is None else mean.tolist(),
         "deviation": None if deviation is None else deviation.tolist(),
     }

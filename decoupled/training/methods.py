@@ -12,10 +12,11 @@ from decoupled.argument_checks import check_estimator
 from decoupled.errors import UsageError
 from decoupled.estimators.synthetic_gradient import Context
 from decoupled.extras import extra
+from decoupled.leaves import joined_rows
 from decoupled.shapes import AnyArray, Float, Shaped
 from decoupled.training.config_checks import options_of
 from decoupled.training.own_names import call, is_own
-from decoupled.types import Array, Estimator, Loss
+from decoupled.types import Array, Estimator, Loss, PyTree
 
 with extra("train"):
     import ml_collections
@@ -61,9 +62,12 @@ def _given(num_classes: int, context: Context, loss: Loss) -> dict[str, Any]:
 
 def targets_as_context(num_classes: int) -> Callable[[AnyArray], Array]:
     """Context from targets of any kind: values as they are, of classes one-hot vectors, of tokens one an
-    example that joins theirs."""
+    example that joins theirs; of several arrays theirs joined."""
 
-    def encode(y: Shaped[AnyArray, "batch *tokens"]) -> Float[Array, "batch context"]:
+    def encode(y: PyTree) -> Float[Array, "batch context"]:
+        return jnp.asarray(joined_rows([encode_one(leaf) for leaf in jax.tree.leaves(y)]))
+
+    def encode_one(y: Shaped[AnyArray, "batch *tokens"]) -> Float[Array, "batch context"]:
         if jnp.issubdtype(y.dtype, jnp.floating):
             return estimators.as_given(y)
         if y.ndim > 1:

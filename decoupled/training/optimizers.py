@@ -10,7 +10,7 @@ import optax
 from decoupled.errors import UsageError
 from decoupled.extras import extra
 from decoupled.shapes import AnyArray
-from decoupled.training.schedules import learning_rate
+from decoupled.training.schedules import PLATEAU, learning_rate
 from decoupled.types import PyTree
 
 with extra("train"):
@@ -36,6 +36,8 @@ def optimizer_of(
     mask = None if section.get("decay_biases_and_norms", True) else no_bias_and_no_norm
     decay = {"weight_decay": section.get("weight_decay", 0.0), "mask": mask}
     optimizer = OPTIMIZERS[section.name](section, learning_rate(section, steps), decay)
+    if section.schedule == PLATEAU:
+        optimizer = optax.chain(optimizer, _on_plateau(section))
     # Gradients are shortened before anything else is done with them.
     clip = section.clip_norm
     return optax.chain(optax.clip_by_global_norm(clip), optimizer) if clip else optimizer
@@ -53,6 +55,23 @@ def no_bias_and_no_norm(params: PyTree) -> PyTree:
         return jnp.ndim(leaf) > 1 and "bias" not in names
 
     return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def _on_plateau(section: ml_collections.ConfigDict) -> optax.GradientTransformationExtraArgs:
+    """Updates that shrink where the `value` that each update is given falls no more."""
+    plateau = optax.contrib.reduce_on_plateau(
+        section.step_factor,
+        section.plateau_patience,
+        cooldown=0,
+        accumulation_size=section.plateau_steps,
+        min_scale=section.final_fraction,
+    )
+
+    def init(params: PyTree) -> optax.OptState:
+        # It makes its state of the parameters' type, and some modules have none.
+        return plateau.init(params if jax.tree.leaves(params) else jnp.zeros(()))
+
+    return optax.GradientTransformationExtraArgs(init, plateau.update)
 
 
 def _sgd(
@@ -95,7 +114,7 @@ _READ_BY = {
     "momentum": ("name", ("sgd",)),
     "nesterov": ("name", ("sgd",)),
     "weight_decay": ("name", ("adamw", "lion", "muon", "sgd")),
-    "final_fraction": ("schedule", ("cosine", "one_cycle")),
+    "final_fraction": ("schedule", ("cosine", "one_cycle", PLATEAU)),
 }
 
 

@@ -27,7 +27,7 @@ def describe_modules(learner: Learner, state: LearnerState, x: PyTree) -> list[d
         entries.append(
             {
                 "name": learner.chain.names[i],
-                "output": list(h.shape[1:]),
+                "output": _shape(h),
                 "parameters": count_parameters(variables.params),
                 "estimator": learner.estimators[i].name if has_boundary else "true loss",
                 "estimator_parameters": (
@@ -36,6 +36,18 @@ def describe_modules(learner: Learner, state: LearnerState, x: PyTree) -> list[d
             }
         )
     return entries
+
+
+def _shape(h: PyTree) -> list[Any]:
+    """Of an example; where there are several arrays, a list of their shapes."""
+    shapes = [list(leaf.shape[1:]) for leaf in jax.tree.leaves(h)]
+    return shapes[0] if len(shapes) == 1 else shapes
+
+
+def _shape_text(shape: list[Any]) -> str:
+    if shape and isinstance(shape[0], list):
+        return ", ".join(map(_shape_text, shape))
+    return "x".join(map(str, shape))
 
 
 def count_parameters(tree) -> int:
@@ -49,7 +61,7 @@ def overview(entries: list[dict[str, Any]]) -> str:
     rows = [
         (
             entry["name"],
-            "x".join(str(size) for size in entry["output"]),
+            _shape_text(entry["output"]),
             f"{entry['parameters']:,}",
             entry["estimator"],
             f"{entry['estimator_parameters']:,}",

@@ -54,7 +54,7 @@ def by_shard_map(learner: Learner, preprocess: Preprocess, metric: Metric, mesh:
     split_advance = jax.shard_map(
         advance(learner, metric),
         mesh=mesh,
-        in_specs=(P(), P(), P(AXIS), P(AXIS), P()),
+        in_specs=(P(), P(), P(AXIS), P(AXIS), P(), P(AXIS)),
         out_specs=(P(), P()),
     )
     return _whole_step(train_step(learner, preprocess, split_advance), mesh)
@@ -72,28 +72,43 @@ def by_pmap(learner: Learner, preprocess: Preprocess, metric: Metric, mesh: Mesh
     def split(rows: Shaped[Array, "batch *shape"]) -> Shaped[Array, "devices rows *shape"]:
         return rows.reshape(len(devices), -1, *rows.shape[1:])
 
-    def split_inputs(step: Array, images: Array, labels: Array, key: Array) -> tuple[Array, Array, Array]:
+    def split_inputs(
+        step: Array, images: PyTree, labels: PyTree, key: Array, weight: Array | None
+    ) -> tuple[PyTree, PyTree, Array, Array | None]:
         inputs, update_key = prepare(preprocess, step, images, key)
-        return split(inputs), split(labels), update_key
+        inputs, labels, weight = jax.tree.map(split, (inputs, labels, weight))
+        return inputs, labels, update_key, weight
 
-    split_inputs = jax.jit(split_inputs, out_shardings=(in_rows, in_rows, replicated))
+    split_inputs = jax.jit(split_inputs, out_shardings=(in_rows, in_rows, replicated, in_rows))
     update = jax.pmap(
         advance(learner, metric),
         AXIS,
-        in_axes=(None, None, 0, 0, None),
+        in_axes=(None, None, 0, 0, None, 0),
         out_axes=None,
         devices=devices,
         donate_argnums=(0, 1),
     )
 
-    def compile_step(state: PyTree, totals: PyTree, images: Array, labels: Array, key: Array) -> Callable:
-        first = split_inputs.lower(state.step, images, labels, key).compile()
-        second = update.lower(state, totals, *first(state.step, images, labels, key)).compile()
+    def compile_step(
+        state: PyTree,
+        totals: PyTree,
+        images: PyTree,
+        labels: PyTree,
+        key: Array,
+        weight: Array | None = None,
+    ) -> Callable:
+        first = split_inputs.lower(state.step, images, labels, key, weight).compile()
+        second = update.lower(state, totals, *first(state.step, images, labels, key, weight)).compile()
 
         def step(
-            state: PyTree, totals: PyTree, images: Array, labels: Array, key: Array
+            state: PyTree,
+            totals: PyTree,
+            images: PyTree,
+            labels: PyTree,
+            key: Array,
+            weight: Array | None = None,
         ) -> tuple[PyTree, PyTree]:
-            return second(state, totals, *first(state.step, images, labels, key))
+            return second(state, totals, *first(state.step, images, labels, key, weight))
 
         return step
 
@@ -173,8 +188,8 @@ def _over(mesh: Mesh, compile_step: Callable) -> Execution:
         slices = in_rows.addressable_devices_indices_map((batch_size,)).values()
         return np.sort(np.concatenate([np.arange(batch_size)[index] for index in slices if index]))
 
-    def place_batch(batch: tuple[np.ndarray, ...]) -> tuple[Array, ...]:
-        return tuple(jax.make_array_from_process_local_data(in_rows, part) for part in batch)
+    def place_batch(batch: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
+        return jax.tree.map(lambda part: jax.make_array_from_process_local_data(in_rows, part), batch)
 
     def measure(function: Callable) -> Callable:
         return jax.jit(function, out_shardings=replicated)

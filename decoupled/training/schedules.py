@@ -15,6 +15,7 @@ from decoupled.types import Array
 with extra("train"):
     import ml_collections
 
+PLATEAU = "reduce_on_plateau"
 _ONE_CYCLE_STARTS_AT = 1 / 25  # of the highest rate
 
 
@@ -98,6 +99,7 @@ SCHEDULES: dict[str, _Shape] = {
     "constant": _Shape(_constant, _straight),
     "cosine": _Shape(_cosine, _straight),
     "step": _Shape(_step, _straight),
+    PLATEAU: _Shape(_constant, _straight),  # and what follows the optimizer
     # Smith & Topin 2017 (arXiv 1708.07120), in cosines, as in PyTorch and optax; momentum stays as it is.
     "one_cycle": _Shape(_cosine, _half_wave, warmup_fraction=0.3),
 }

@@ -13,6 +13,7 @@ from decoupled.learning.dispatch import dispatched
 from decoupled.learning.examples import Examples
 from decoupled.learning.learner import Learner
 from decoupled.learning.state import LearnerState
+from decoupled.leaves import per_example
 from decoupled.parallel.pipeline import PipelineState, make_pipeline
 from decoupled.training.execution import Execution
 from decoupled.training.objectives import Metric
@@ -25,14 +26,21 @@ def by_dispatch(learner: Learner, preprocess: Preprocess, metric: Metric) -> Exe
     update = dispatched(learner)
     make_ready = jax.jit(lambda step, images, key: prepare(preprocess, step, images, key))
 
-    add = jax.jit(partial(add_step, metric=metric), donate_argnums=0)
+    batch_axes = learner.rules.batch_axes
+    add = jax.jit(partial(add_step, metric=metric, batch_axes=batch_axes), donate_argnums=0)
 
     def step(
-        state: LearnerState, totals: Totals, images: Array, labels: Array, key: Key
+        state: LearnerState,
+        totals: Totals,
+        images: PyTree,
+        labels: PyTree,
+        key: Key,
+        weight: Array | None = None,
     ) -> tuple[LearnerState, Totals]:
         inputs, update_key = make_ready(state.step, images, key)
-        state, metrics = update(state, inputs, labels, update_key)
-        return state, add(totals, metrics, labels)
+        weight = None if weight is None else jnp.asarray(weight)
+        state, metrics = update(state, inputs, labels, update_key, weight)
+        return state, add(totals, metrics, labels, weight=weight)
 
     return _on_whole_batches(1, step)
 
@@ -44,14 +52,15 @@ def by_pipeline(learner: Learner, preprocess: Preprocess, metric: Metric, mesh: 
     before as there are stages above the lowest.
     """
 
-    def loss_and_score(losses: Array, output: Array, examples: Examples) -> tuple[Array, Array, Array]:
+    def loss_and_score(losses: Array, output: PyTree, examples: Examples) -> tuple[Array, Array, Array]:
+        output = per_example(output, learner.rules.batch_axes)
         return jnp.ones(()), jnp.mean(losses), jnp.mean(metric.function(output, examples.y))
 
     pipeline = make_pipeline(learner, mesh, loss_and_score)
     make_ready = jax.jit(lambda step, images, key: prepare(preprocess, step, images, key))
 
     def step(
-        state: LearnerState | PipelineState, totals: Totals, images: Array, labels: Array, key: Key
+        state: LearnerState | PipelineState, totals: Totals, images: PyTree, labels: PyTree, key: Key
     ) -> tuple[PipelineState, Totals]:
         fed = state.fed if isinstance(state, PipelineState) else 0
         inputs, update_key = make_ready(fed, images, key)

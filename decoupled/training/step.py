@@ -9,12 +9,13 @@ import numpy as np
 
 from decoupled.analysis import boundary_gradients, cosine
 from decoupled.data import Preprocess
-from decoupled.data.dataset import take
+from decoupled.data.dataset import AnySplit, batches_in_order
+from decoupled.data.stream import Stream
 from decoupled.learning.learner import Learner
 from decoupled.learning.module_update import mean_of, no_metrics
 from decoupled.learning.stack import Stack
 from decoupled.learning.state import BoundaryMetrics, LearnerState, Metrics
-from decoupled.leaves import per_example
+from decoupled.leaves import joined_rows, per_example
 from decoupled.shapes import AnyArray, Bool, Float, Integer, Shaped
 from decoupled.training.average import evaluated
 from decoupled.training.execution import Execution
@@ -144,18 +145,21 @@ def train_step(
         weight: Shaped[AnyArray, "*examples"] | None = None,
     ) -> tuple[LearnerState, Totals]:
         inputs, update_key = prepare(preprocess, state.step, images, key)
-        weights = () if weight is None else (weight,)
-        return update(state, totals, inputs, labels, update_key, *weights)
+        return update(state, totals, inputs, labels, update_key, weight)
 
     return step
 
 
 def alignment_step(learner: Learner, preprocess: Preprocess) -> Callable:
-    """A pure (state, images, labels, key) -> cosine of estimate and true gradient, (boundaries,)."""
+    """A pure (state, images, labels, key, weight=None) -> cosine of estimate and true gradient,
+    (boundaries,); of several arrays as if they were one."""
 
-    def measure(state: LearnerState, images: Array, labels: Array, key: Key) -> Array:
-        gradients = boundary_gradients(learner, state, preprocess.evaluate(images), labels, key)
-        return jnp.stack([cosine(t, e) for t, e in zip(*gradients, strict=True)])
+    def measure(
+        state: LearnerState, images: PyTree, labels: PyTree, key: Key, weight: Array | None = None
+    ) -> Array:
+        gradients = boundary_gradients(learner, state, preprocess.evaluate(images), labels, key, weight)
+        pairs = zip(*gradients, strict=True)
+        return jnp.stack([cosine(joined_rows(true), joined_rows(estimated)) for true, estimated in pairs])
 
     return measure
 
@@ -166,7 +170,7 @@ def evaluator(
     batch_size: int,
     execution: Execution | None = None,
     metric: Metric = ACCURACY,
-) -> Callable[[LearnerState, tuple[PyTree, ...]], dict[str, float]]:
+) -> Callable[[LearnerState, AnySplit | tuple[PyTree, ...]], dict[str, float]]:
     """A function (state, split) -> means over all its examples of the metric, by its name, and of the loss.
 
     They are those of `evaluated(state)`. A split is a pair of inputs and labels, or has weights besides.
@@ -198,15 +202,14 @@ def evaluator(
 
     compiled = jax.jit(sums) if execution is None else execution.measure(sums)
 
-    def evaluate(state: LearnerState, split: tuple[PyTree, ...]) -> dict[str, float]:
-        count = len(jax.tree.leaves(split[0])[0])
+    def evaluate(state: LearnerState, split: AnySplit | tuple[PyTree, ...]) -> dict[str, float]:
+        count = len(split) if isinstance(split, Stream) else len(jax.tree.leaves(split[0])[0])
+        wanted = [np.arange(start, start + batch_size)[own_rows] for start in range(0, count, batch_size)]
+        # The last batch is filled up, so that one compiled shape serves all.
+        batches = batches_in_order(split, [np.minimum(rows, count - 1) for rows in wanted])
         totals = []
-        for start in range(0, count, batch_size):
-            # The last batch is filled up, so that one compiled shape serves all.
-            wanted = np.arange(start, start + batch_size)[own_rows]
-            real = wanted < count
-            images, labels, *weight = take(tuple(split), np.minimum(wanted, count - 1))
-            batch = (images, labels, real, *weight)
+        for rows, (images, labels, *weight) in zip(wanted, batches, strict=True):
+            batch = (images, labels, rows < count, *weight)
             totals.append(compiled(state, *(batch if execution is None else execution.place_batch(batch))))
         loss, score, all_counts = np.stack(jax.device_get(totals)).astype(np.float64).sum(0).tolist()
         return {metric.name: score / all_counts, "loss": loss / all_counts}

@@ -94,14 +94,14 @@ NAN = np.where(np.arange(10)[:, None, None] == 3, np.nan, X)
     [
         (X, UsageError, "n is a ndarray: return a Dataset, arrays"),
         (None, UsageError, "n is a NoneType, which is no data set"),
-        ((X, Y, X), UsageError, "n is a tuple"),
+        ((X, Y, X, X, Y), UsageError, "n is a tuple"),
         ({"train": PAIRS}, UsageError, "n returns a dict of train: return"),
         (
-            [(X[0], 1, 2)] * 5,
+            [(X[0], 1, 2, 3)] * 5,
             UsageError,
-            r"n: example 0 is .*tuple.*: give a pair \(x, y\), or a dict with",
+            r"n: example 0 is .*tuple.*: give \(x, y\), or \(x, y, weight\), or a dict with",
         ),
-        ([{"a": 1}] * 5, UsageError, "n: example 0 is a dict of a: give a pair"),
+        ([{"a": 1}] * 5, UsageError, "n: example 0 is a dict of a: give "),
         ([], DataError, "n: no examples in it"),
         ([(X[0], 1), (X[0, :1], 1)], DataError, r"inputs of example 1 are float64\[1, 3\], of example 0"),
         ([(1, 1), (0.5, 1)], DataError, "inputs of example 1 are float64"),

@@ -15,22 +15,22 @@ MUTANTS = (
     Mutant(
         "the same order of examples in every epoch",
         _DATASET,
-        "order = np.random.default_rng((seed, epoch)).permutation(count)",
-        "order = np.random.default_rng(seed).permutation(count)",
+        "return np.random.default_rng((seed, epoch)).permutation(count)",
+        "return np.random.default_rng(seed).permutation(count)",
         _BATCHES,
     ),
     Mutant(
         "the same order of examples for every seed",
         _DATASET,
-        "order = np.random.default_rng((seed, epoch)).permutation(count)",
-        "order = np.random.default_rng(epoch).permutation(count)",
+        "return np.random.default_rng((seed, epoch)).permutation(count)",
+        "return np.random.default_rng(epoch).permutation(count)",
         _EXAMPLES,
     ),
     Mutant(
         "labels of the first examples with every batch",
         _DATASET,
-        "return split.images[chosen], split.labels[chosen]",
-        "return split.images[chosen], split.labels[: len(chosen)]",
+        "isinstance(split, Stream) else take(tuple(split), chosen)",
+        "isinstance(split, Stream) else (take(split.images, chosen), split.labels[: len(chosen)])",
         _BATCHES,
     ),
     Mutant(
@@ -72,8 +72,8 @@ MUTANTS = (
     Mutant(
         "examples that fill up the last batch are counted",
         _STEP,
-        "real = wanted < count",
-        "real = wanted >= 0",
+        "batch = (images, labels, rows < count, *weight)",
+        "batch = (images, labels, rows >= 0, *weight)",
         _EXAMPLES,
     ),
     Mutant(

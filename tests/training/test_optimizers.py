@@ -257,13 +257,77 @@ def test_gradients_are_clipped_first(name):
         ),
         (
             {"optimizer.schedule": "step", "optimizer.final_fraction": 0.1},
-            "final_fraction is 0.1, which step does not have: .* cosine or one_cycle as config.optimizer",
+            "is 0.1, which step does not have: .* cosine or one_cycle or reduce_on_plateau as",
         ),
     ],
 )
 def test_what_does_not_go_together_is_refused_before_any_data_is_looked_for(changes, message):
     with pytest.raises(decoupled.UsageError, match=message):
         build(config(dataset="mnist", data_dir="/nowhere", download=False, **changes))
+
+
+def plateaus(values, window, patience, factor, least):
+    """What the rate is multiplied with in each update, by the definition."""
+    scale, best, bad, found = 1.0, np.inf, 0, []
+    for t, _ in enumerate(values, 1):
+        if t % window == 0:
+            mean = np.mean(values[t - window : t])
+            improved = mean < (1 - 1e-4) * best
+            best, bad = (mean, 0) if improved else (best, bad + 1)
+            if bad == patience:
+                scale, bad = max(scale * factor, least), 0
+        found.append(scale)
+    return found
+
+
+def test_the_rate_falls_where_the_loss_does_not():
+    """The first value is infinite, since there is no step before."""
+    values = [np.inf, 3.0, 2.0, 2.5, *[2.0] * 5, 1.0, *[1.5] * 12]
+    options = {"plateau_steps": 2, "plateau_patience": 2, "step_factor": 0.5, "final_fraction": 0.2}
+    tx = optimizer(name="sgd", schedule="reduce_on_plateau", **options)
+    params = {"w": np.ones(2, np.float32)}
+    state, update, found = tx.init(params), jax.jit(tx.update), []
+    for value in values:
+        updates, state = update(params, state, params, value=jnp.float32(value))
+        found.append(-updates["w"][0] / RATE)
+    expected = plateaus(values, 2, 2, 0.5, 0.2)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert len(set(expected)) == 4
+    assert not jax.tree.leaves(tx.init({}))[0].shape  # of a module without parameters
+
+
+@pytest.mark.parametrize("step", helpers.gate(("fused", "stacked"), "fused"))
+def test_a_learner_gives_each_optimizer_the_loss_it_asks_for(step):
+    """At a rate of 0 no loss falls: the first is told in step 2, and from step 3 on none is lower."""
+    changes = {"schedule": "reduce_on_plateau", "plateau_steps": 1, "plateau_patience": 1}
+    changes |= {"learning_rate": 0.0, "step_factor": 0.5}
+    fields = {f"{field}.{name}": v for field in SECTIONS for name, v in changes.items()}
+    fields |= {"model.mlp.depth": 3, "model.mlp.width": 4, "model.norm": "none", "estimator.name": "linear"}
+    learner = make_learner_of(config(step=step, **fields), helpers.CLASSES, 100)
+    state = learner.init(jax.random.key(0), *helpers.batch())
+    update = jax.jit(learner.update)
+    for _ in range(4):
+        state, _ = update(state, *helpers.batch(), jax.random.key(0))
+    found = [
+        np.ravel(node.scale) for node in jax.tree.leaves(state, is_leaf=is_plateau) if is_plateau(node)
+    ]
+    # Step 1: infinity is no fall; step 2 is one; steps 3 and 4 are none.
+    np.testing.assert_array_equal(np.concatenate(found), [0.125] * 7)
+
+
+SECTIONS = ("optimizer", "estimator_optimizer")
+
+
+def is_plateau(node):
+    return isinstance(node, optax.contrib.ReduceLROnPlateauState)
+
+
+@pytest.mark.parametrize("field", SECTIONS)
+def test_a_pipeline_knows_no_loss(field):
+    changes = {f"{field}.schedule": "reduce_on_plateau", "parallel.mode": "pipeline"}
+    message = f"^config.{field}.schedule is 'reduce_on_plateau', which asks for the last step's loss, which"
+    with pytest.raises(decoupled.UsageError, match=message):
+        build(config(**changes))
 
 
 def layer(name, out):
