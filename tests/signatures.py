@@ -17,9 +17,10 @@ from beartype.roar import BeartypeCallHintParamViolation, BeartypeDecorHintPep67
 from jaxtyping import jaxtyped
 
 _CONFIG = BeartypeConf(is_pep484_tower=True)  # an int where a float is asked for
+_NO_SHAPES = nullcontext()
 
 
-def checked(function, shapes=nullcontext()):
+def checked(function, shapes=_NO_SHAPES):
     """The function; a call against its signature raises, unless the function itself refuses it."""
     try:
         strict = beartype(function, conf=_CONFIG)
@@ -43,7 +44,7 @@ def checked(function, shapes=nullcontext()):
 
 
 def checked_with_shapes(function):
-    """The same where the signature has names of sizes, which stand for one number each throughout a call."""
+    """The same where the signature has names of sizes: each stands for one number throughout a call."""
     return checked(function, jaxtyped("context"))
 
 

@@ -22,6 +22,8 @@ from experiments import compare, paper
 from tests.commands import ROOT, run
 from tests.data.formats import write_idx_files
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXTS = {page.stem: page.read_text(encoding="utf-8") for page in PAGES}
 

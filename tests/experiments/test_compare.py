@@ -24,6 +24,8 @@ from experiments.compare_page import cosines_figure
 from experiments.forms import form_of
 from tests.commands import run
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def command(*arguments):
     return run([sys.executable, "-m", "experiments.compare", *arguments])

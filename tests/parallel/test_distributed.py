@@ -22,6 +22,8 @@ from decoupled.training.builder import build
 from decoupled.training.checkpoints import Checkpoints
 from tests.commands import ROOT, run, weights
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 CHANGES = {
     "parallel.mode": "mesh",
     "epochs": 1,

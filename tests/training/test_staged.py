@@ -11,6 +11,8 @@ from decoupled.training import Workdir, read_metrics, train_and_evaluate
 from decoupled.training.builder import build
 from decoupled.training.step import no_totals
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def config(**changes):
     result = digits.get_config()
