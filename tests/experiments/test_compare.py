@@ -97,6 +97,7 @@ def test_every_method_has_a_row():
 
 def test_step_times_are_relative_to_backprop():
     config = compare.sized(compare_config.get_config())
+    config.model.mlp.depth = 1
     rows = compare.all_rows()
     jobs = {name: compare.job_of(config, rows[name]) for name in ("backprop", "noise")}
     ratios = compare.step_times(jobs, turns=1)
@@ -107,6 +108,7 @@ def test_step_times_are_relative_to_backprop():
 def test_a_seed_gives_what_train_gives(tmp_path):
     config = compare.sized(compare_config.get_config())
     config.epochs = 2
+    config.model.mlp.depth = 1
     config.validation_examples = 0
     job = compare.job_of(config, {"estimator.name": "linear"})._replace(seed=1)
     result = compare.train(job, seeds=2, vectorised=True)
@@ -137,7 +139,7 @@ def test_mistakes_are_one_line(arguments, message, tmp_path):
     [
         (compare_config, {"dataset": "procedural"}, "no default for the data set 'procedural': set it"),
         (compare_config, {"seeds": 0}, "config.seeds is 0: choose a whole number from 1 to"),
-        (compare_config, {"boundaries": "none"}, "leaves nothing to compare"),
+        (compare_config, {"boundaries": "none", "methods": "noise"}, "leaves nothing to compare"),
         (digits, {}, "has no methods, seeds, timing_turns: use configs/compare.py"),
     ],
 )
