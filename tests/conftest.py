@@ -34,6 +34,14 @@ def x64():
         yield
 
 
+@pytest.fixture(scope="module")
+def undrawn():
+    """Reports without their drawings, which take as long as a small run: for tests that look at none."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("decoupled.training.report.svg", lambda figure: "<svg/>")
+        yield
+
+
 def pytest_sessionfinish():
     """Puts on disk which lines have run: a worker may be ended before it does so itself."""
     coverage = sys.modules.get("coverage")

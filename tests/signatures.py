@@ -8,6 +8,7 @@ tells. Subprocesses check nothing.
 import ast
 import functools
 import sys
+from contextlib import nullcontext
 from importlib.abc import MetaPathFinder
 from importlib.machinery import PathFinder, SourceFileLoader
 
@@ -16,19 +17,21 @@ from beartype.roar import BeartypeCallHintParamViolation, BeartypeDecorHintPep67
 from jaxtyping import jaxtyped
 
 _CONFIG = BeartypeConf(is_pep484_tower=True)  # an int where a float is asked for
+_NO_SHAPES = nullcontext()
 
 
-def checked(function):
+def checked(function, shapes=_NO_SHAPES):
     """The function; a call against its signature raises, unless the function itself refuses it."""
     try:
-        strict = jaxtyped(beartype(function, conf=_CONFIG), typechecker=None)
+        strict = beartype(function, conf=_CONFIG)
     except BeartypeDecorHintPep673Exception:  # `Self`, of a method alone
         return function
 
     @functools.wraps(function)
     def call(*args, **kwargs):
         try:
-            return strict(*args, **kwargs)
+            with shapes:
+                return strict(*args, **kwargs)
         except BeartypeCallHintParamViolation as violation:
             if not hasattr(violation, "of"):
                 violation.of = function
@@ -38,6 +41,11 @@ def checked(function):
     # Whoever looks at a traceback for code of one's own finds none between the package's.
     call.__code__ = call.__code__.replace(co_filename=function.__code__.co_filename)
     return call
+
+
+def checked_with_shapes(function):
+    """The same where the signature has names of sizes: each stands for one number throughout a call."""
+    return checked(function, jaxtyped("context"))
 
 
 def _refuse(function, *args, **kwargs):
@@ -58,8 +66,9 @@ class _Decorated(ast.NodeTransformer):
         self._inside = False
 
     def visit_FunctionDef(self, node):
-        if _annotated(node) and (not self._inside or _has_shapes(node)):
-            name = ast.Name("__checked__", ast.Load())
+        shapes = _has_shapes(node)
+        if _annotated(node) and (not self._inside or shapes):
+            name = ast.Name("__checked_with_shapes__" if shapes else "__checked__", ast.Load())
             node.decorator_list.append(ast.copy_location(name, node))
         outside, self._inside = self._inside, True
         self.generic_visit(node)
@@ -100,6 +109,7 @@ class _Loader(SourceFileLoader):
 
     def exec_module(self, module):
         module.__checked__ = checked
+        module.__checked_with_shapes__ = checked_with_shapes
         super().exec_module(module)
 
 

@@ -22,6 +22,8 @@ from experiments import compare, paper
 from tests.commands import ROOT, run
 from tests.data.formats import write_idx_files
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXTS = {page.stem: page.read_text(encoding="utf-8") for page in PAGES}
 
@@ -37,8 +39,12 @@ COMMANDS = list(dict.fromkeys(line for _, block in blocks("bash") for line in bl
 SMALL = {
     "digits": [],
     "cifar": ["--config.validation_examples=3744", "--config.model.cnn.features=(4,4)"],
-    "mnist": ["--config.validation_examples=4", "--config.batch_size=4"],
-    "fashion_mnist": ["--config.validation_examples=4", "--config.batch_size=4"],
+    "mnist": ["--config.validation_examples=4", "--config.batch_size=4", "--config.model.mlp.depth=4"],
+    "fashion_mnist": [
+        "--config.validation_examples=4",
+        "--config.batch_size=4",
+        "--config.model.mlp.depth=2",
+    ],
 }
 
 

@@ -273,18 +273,24 @@ def test_a_token_that_does_not_count_is_looked_at_all_the_same():
     def loss(all_params):
         return weighted_loss(network, run(network, all_params), network.y, weight)
 
-    value, expected = jax.value_and_grad(loss)([m.params for m in state.modules])
+    value, expected = jax.jit(jax.value_and_grad(loss))([m.params for m in state.modules])
     assert metrics.loss == pytest.approx(float(value), rel=1e-5)
     chex.assert_trees_all_close(helpers.steps_taken(state, new), expected, rtol=1e-4, atol=1e-6)
-    h_ins = [x]
-    for module, own in zip(modules, state.modules, strict=True):
-        h_ins.append(module.apply(own.params, {}, h_ins[-1], KEY, True)[0])
-    signal = None
-    for i in (2, 1, 0):
-        args = (state.modules[i], {}, h_ins[i], network.y, KEY, signal, weight)
-        step = learner.update_module[i](*args)
-        chex.assert_trees_all_close(step.module, new.modules[i], rtol=1e-4, atol=1e-6)
-        signal = step.grad_h_in
+
+    @jax.jit
+    def one_by_one(state):
+        h_ins = [x]
+        for module, own in zip(modules, state.modules, strict=True):
+            h_ins.append(module.apply(own.params, {}, h_ins[-1], KEY, True)[0])
+        updated, signal = [], None
+        for i in (2, 1, 0):
+            args = (state.modules[i], {}, h_ins[i], network.y, KEY, signal, weight)
+            step = learner.update_module[i](*args)
+            updated.insert(0, step.module)
+            signal = step.grad_h_in
+        return tuple(updated)
+
+    chex.assert_trees_all_close(one_by_one(state), new.modules, rtol=1e-4, atol=1e-6)
 
 
 def test_nothing_is_read_of_padded_tokens_by_heads_and_losses():
@@ -300,8 +306,9 @@ def test_nothing_is_read_of_padded_tokens_by_heads_and_losses():
     learner = decoupled.make_learner(
         [layer, layer], [head], lambda out, y: jnp.linalg.norm(out, axis=1), SGD, SGD, batch_axes=2
     )
+    update, start = jax.jit(learner.update), learner.init(KEY, x, y)
     for given in (weight, jnp.zeros((2, 3))):
-        state, metrics = learner.update(learner.init(KEY, x, y), x, y, KEY, given)
+        state, metrics = update(start, x, y, KEY, given)
         chex.assert_tree_all_finite((state.modules, state.estimators, metrics.loss, metrics.boundaries))
 
 
@@ -315,7 +322,7 @@ def test_where_nothing_counts_a_boundary_hands_nothing_down(name):
         out = decoupled.boundary(estimator, est_params, h, network.y, weight=jnp.zeros(6))
         return (out * 0).sum()
 
-    gradients = jax.grad(loss, (0, 1))(est_params, h)
+    gradients = jax.jit(jax.grad(loss, (0, 1)))(est_params, h)
     chex.assert_trees_all_equal(gradients, jax.tree.map(jnp.zeros_like, gradients))
 
 
@@ -394,6 +401,7 @@ def test_small_weights_in_half_precision():
     x, y = network.x, jnp.zeros(6, jnp.int32)
     learner = helpers.make_learner([layer, layer], estimators.linear())
     state = helpers.noisy(learner.init(KEY, x, y))
-    expected, _ = learner.update(state, x, y, KEY, weights_of(network))
-    new, _ = learner.update(state, x, y, KEY, weights_of(network) * 1e-3)
+    update = jax.jit(learner.update)
+    expected, _ = update(state, x, y, KEY, weights_of(network))
+    new, _ = update(state, x, y, KEY, weights_of(network) * 1e-3)
     chex.assert_trees_all_close(new, expected, rtol=2e-2, atol=2e-2)

@@ -8,7 +8,7 @@ from beartype.roar import BeartypeCallHintParamViolation, BeartypeCallHintReturn
 import decoupled
 from decoupled import estimators, losses, weights
 from decoupled.shapes import Array, Float
-from tests.signatures import checked
+from tests.signatures import checked_with_shapes
 
 
 def test_an_argument_of_the_wrong_rank_is_an_error():
@@ -28,7 +28,7 @@ def test_and_a_result_that_has_another_shape_than_was_promised():
         return rows.sum()
 
     with pytest.raises(BeartypeCallHintReturnViolation):
-        checked(total)(jnp.ones((3, 2)))
+        checked_with_shapes(total)(jnp.ones((3, 2)))
 
 
 def test_what_a_function_refuses_it_tells_in_its_own_words():

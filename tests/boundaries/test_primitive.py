@@ -60,12 +60,19 @@ def gradients(learner, modules, est_params, x, y, **options):
     return result if trained else (result, None)
 
 
+@cache
+def on_one_device(name):
+    """The gradients in the chain of that method, which several tests compare with; compiled once."""
+    learner, state, x, y = chain(name)
+    return gradients(learner, *parameters(state), x, y)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_boundary_form_equals_chain_form(name):
     """Oracle 8. SGD with rate 1 shows the chain's gradients; least squares shows its moments."""
     learner, state, x, y = chain(name)
     new, _ = jax.jit(learner.update)(state, x, y, KEY)
-    grad_modules, est_gradients = jax.jit(partial(gradients, learner))(*parameters(state), x, y)
+    grad_modules, est_gradients = on_one_device(name)
     chex.assert_trees_all_close(grad_modules, helpers.steps_taken(state, new), atol=1e-6)
     if est_gradients is None:
         return
@@ -108,7 +115,7 @@ def test_forward_is_the_identity_bit_for_bit(dropped):
 @pytest.mark.parametrize("loss_is", ["sum", "half of a larger batch"])
 def test_the_number_of_examples_is_explicit(name, loss_is):
     learner, state, x, y = chain(name)
-    expected = gradients(learner, *parameters(state), x, y)
+    expected = on_one_device(name)
     count = {"sum": 1, "half of a larger batch": 16}[loss_is]
 
     def scaled(modules, est_params):
@@ -122,7 +129,7 @@ def test_the_number_of_examples_is_explicit(name, loss_is):
 
 def test_examples_alone_under_vmap_add_up_to_the_batch():
     learner, state, x, y = chain("linear")
-    expected = gradients(learner, *parameters(state), x, y)
+    expected = on_one_device("linear")
 
     def loss_of_one(modules, est_params, x, y):
         h = x
@@ -150,7 +157,7 @@ def test_vmap_over_networks():
 @pytest.mark.parametrize("name", ["linear", "recursive_least_squares", "direct_feedback_alignment"])
 def test_rematerialisation_changes_nothing(name):
     learner, state, x, y = chain(name)
-    expected = gradients(learner, *parameters(state), x, y)
+    expected = on_one_device(name)
     remat = jax.checkpoint(partial(mean_loss, learner))
     trained = METHODS[name].training_gradient is not None
     actual = jax.jit(jax.grad(remat, (0, 1) if trained else 0))(*parameters(state), x, y)
@@ -194,7 +201,7 @@ def test_pmap_shard_map_and_a_mesh_equal_one_device(name):
     """Oracle 7, with gradients averaged over devices as those of any model are."""
     learner, state, x, y = chain(name)
     modules, est_params = parameters(state)
-    expected = jax.jit(partial(gradients, learner))(modules, est_params, x, y)
+    expected = on_one_device(name)
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
 
     split = [jax.device_put(a, NamedSharding(mesh, P("data"))) for a in (x, y)]
@@ -281,7 +288,7 @@ def test_every_kth_step_lets_the_true_gradient_through_without_retracing():
 def test_a_frozen_network_trains_its_estimators_alone_and_the_other_way_round(name):
     learner, state, x, y = chain(name)
     modules, est_params = parameters(state)
-    both = gradients(learner, modules, est_params, x, y)
+    both = on_one_device(name)
     frozen_estimators = jax.jit(jax.grad(lambda m: mean_loss(learner, m, est_params, x, y)))(modules)
     chex.assert_trees_all_close(frozen_estimators, both[0], atol=1e-6)
     if METHODS[name].training_gradient is not None:
@@ -381,6 +388,7 @@ def test_tokens_are_examples_of_their_own():
         h = decoupled.boundary(estimator, est_params, h, y, batch_axes=axes)
         return jnp.square(h).mean(-1).mean()
 
-    flat = jax.grad(loss, (0, 1))(est_params, x, y, 1)
-    tokens = jax.grad(loss, (0, 1))(est_params, x.reshape(2, 4, 4), y.reshape(2, 4), 2)
+    gradient = jax.jit(jax.grad(loss, (0, 1)), static_argnums=3)
+    flat = gradient(est_params, x, y, 1)
+    tokens = gradient(est_params, x.reshape(2, 4, 4), y.reshape(2, 4), 2)
     chex.assert_trees_all_close((tokens[0], tokens[1].reshape(8, 4)), flat, atol=1e-6)

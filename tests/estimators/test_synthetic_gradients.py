@@ -1,5 +1,7 @@
 """Each trained estimator: where it starts, what it sees, and what its fit should be."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,6 +51,12 @@ def fit(estimator, h, y, target, steps=300):
     return est_params, losses
 
 
+@cache
+def fitted(name, context):
+    """What `fit` gives for the problem of that name; compiled once."""
+    return fit(MAKERS[name](context), *problem(name))
+
+
 @pytest.mark.parametrize("context", [None, CONTEXT], ids=["unconditional", "conditioned"])
 @pytest.mark.parametrize("name", MAKERS)
 def test_first_estimate_is_zero_and_sg_loss_is_the_targets_power(name, context):
@@ -64,18 +72,17 @@ def test_first_estimate_is_zero_and_sg_loss_is_the_targets_power(name, context):
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_only_conditioned_estimators_see_the_label(name):
-    h, y, target = problem(name)
+    h, y, _ = problem(name)
     for context, sees in ((None, False), (CONTEXT, True)):
         estimator = MAKERS[name](context)
-        est_params, _ = fit(estimator, h, y, target, steps=20)
+        est_params, _ = fitted(name, context)
         one, other = (estimator.estimate(est_params, h, labels, None) for labels in (y, (y + 1) % 3))
         assert bool((one != other).any()) == sees
 
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_fitting_brings_the_loss_down(name):
-    h, y, target = problem(name)
-    losses = fit(MAKERS[name](CONTEXT), h, y, target)[1]
+    _, losses = fitted(name, CONTEXT)
     # The loss-shaped form cannot represent this target, the others can.
     assert losses[-1] < (0.8 if name == "loss_shaped" else 0.15) * losses[0]
 
@@ -105,10 +112,15 @@ def test_recursive_least_squares_solves_the_weighted_problem(solve_every):
     est_params = estimator.init(KEY, *map(jnp.asarray, batches[0][:2]))
     tx = estimator.optimizer(optax.identity())
     opt_state = tx.init(est_params)
-    for t, (h, y, target) in enumerate(batches):
-        _, moments = estimator.training_gradient(est_params, *map(jnp.asarray, (h, y, target)))
+
+    @jax.jit
+    def step(est_params, opt_state, h, y, target):
+        _, moments = estimator.training_gradient(est_params, h, y, target)
         updates, opt_state = tx.update(moments, opt_state, est_params)
-        est_params = optax.apply_updates(est_params, updates)
+        return optax.apply_updates(est_params, updates), opt_state
+
+    for t, (h, y, target) in enumerate(batches):
+        est_params, opt_state = step(est_params, opt_state, h, y, target)
         if t % solve_every:
             continue
         rows = [np.hstack([b[0], np.ones((6, 1)), b[1]]) for b in batches[: t + 1]]

@@ -171,8 +171,9 @@ def test_linear_estimator_learns_the_gradient_of_a_linear_network():
     estimator = estimators.recursive_least_squares(estimators.as_given, ridge=1e-6)
     learner = helpers.make_learner(modules, estimator, rate=0.0, loss=decoupled.losses.squared_error)
     state = learner.init(KEY, x, y)
+    update = jax.jit(learner.update)
     for _ in range(5):
-        state, metrics = jax.jit(learner.update)(state, x, y, KEY)
+        state, metrics = update(state, x, y, KEY)
     assert metrics.boundaries[0].loss < 1e-8 * metrics.boundaries[0].target_power
 
 
@@ -218,19 +219,21 @@ def test_error_estimators_get_the_output_error():
     x, y = helpers.batch()
     learner, state = start(helpers.mlp_modules(), METHODS["direct_feedback_alignment"], x, y)
     new, _ = jax.jit(learner.update)(state, x, y, KEY)
-    logits = learner.predict(state, x)
-    error = jax.nn.softmax(logits) - jax.nn.one_hot(y, helpers.CLASSES)
-    for i in range(2):
-        h_in = x
-        for j in range(i):
-            h_in, _ = learner.modules[j].apply(*state.modules[j][:2], h_in, KEY, True)
 
-        def run(params, i=i, h_in=h_in):
-            return learner.modules[i].apply(params, {}, h_in, KEY, True)[0]
+    @jax.jit
+    def by_hand(state):
+        error = jax.nn.softmax(learner.predict(state, x)) - jax.nn.one_hot(y, helpers.CLASSES)
+        h, expected = x, []
+        for module, own, estimator in zip(learner.modules, state.modules, state.estimators, strict=False):
 
-        cotangent = error @ state.estimators[i].params["B"] / 8
-        expected = jax.vjp(run, state.modules[i].params)[1](cotangent)[0]
-        chex.assert_trees_all_close(helpers.steps_taken(state, new)[i], expected, atol=1e-6)
+            def run(params, module=module, h=h):
+                return module.apply(params, {}, h, KEY, True)[0]
+
+            h, pullback = jax.vjp(run, own.params)
+            expected += pullback(error @ estimator.params["B"] / 8)
+        return expected
+
+    chex.assert_trees_all_close(helpers.steps_taken(state, new)[:2], by_hand(state), atol=1e-6)
 
 
 def test_a_locked_boundary_below_an_unlocked_one_gets_its_estimate():
@@ -246,16 +249,19 @@ def test_a_locked_boundary_below_an_unlocked_one_gets_its_estimate():
     new, _ = jax.jit(learner.update)(state, x, y, KEY)
 
     pair = [decoupled.compose(layers[:2]), decoupled.compose(layers[2:])]
-    params = [m.params for m in state.modules]
-    h, pullback = jax.vjp(lambda p: pair[0].apply(p, ({}, {}), x, KEY, True)[0], tuple(params[:2]))
-    cotangent = SYNTHETIC["linear"].estimate(state.estimators[1].params, h, y, None) / 8
-    expected = [*pullback(cotangent)[0]]
 
-    def top_loss(p):
-        return loss(pair[1].apply(p, ({}, {}), h, KEY, True)[0], y).mean()
+    @jax.jit
+    def by_hand(state):
+        params = [m.params for m in state.modules]
+        h, pullback = jax.vjp(lambda p: pair[0].apply(p, ({}, {}), x, KEY, True)[0], tuple(params[:2]))
+        cotangent = SYNTHETIC["linear"].estimate(state.estimators[1].params, h, y, None) / 8
 
-    expected += [*jax.grad(top_loss)(tuple(params[2:]))]
-    chex.assert_trees_all_close(helpers.steps_taken(state, new), expected, atol=1e-6)
+        def top_loss(p):
+            return loss(pair[1].apply(p, ({}, {}), h, KEY, True)[0], y).mean()
+
+        return [*pullback(cotangent)[0], *jax.grad(top_loss)(tuple(params[2:]))]
+
+    chex.assert_trees_all_close(helpers.steps_taken(state, new), by_hand(state), atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -295,15 +301,20 @@ def test_a_mixed_chain_one_by_one_equals_the_fused_step():
     state = helpers.noisy(learner.init(jax.random.key(0), x, y))
     fused, _ = jax.jit(learner.update)(state, x, y, KEY)
 
-    h_ins = [x]
-    for i in range(3):
-        h_ins.append(learner.modules[i].apply(*state.modules[i][:2], h_ins[i], KEY, True)[0])
-    top = learner.update_module[3](state.modules[3], None, h_ins[3], y, KEY)
-    error = jax.nn.softmax(top.h_out) - jax.nn.one_hot(y, helpers.CLASSES)
-    for i, signal in ((0, error), (1, None), (2, top.grad_h_in)):
-        est_params = state.estimators[i].params
-        step = learner.update_module[i](state.modules[i], est_params, h_ins[i], y, KEY, signal)
-        chex.assert_trees_all_close(step.module, fused.modules[i], rtol=1e-5, atol=1e-6)
+    @jax.jit
+    def one_by_one(state):
+        h_ins, updated = [x], []
+        for i in range(3):
+            h_ins.append(learner.modules[i].apply(*state.modules[i][:2], h_ins[i], KEY, True)[0])
+        top = learner.update_module[3](state.modules[3], None, h_ins[3], y, KEY)
+        error = jax.nn.softmax(top.h_out) - jax.nn.one_hot(y, helpers.CLASSES)
+        for i, signal in enumerate((error, None, top.grad_h_in)):
+            est_params = state.estimators[i].params
+            step = learner.update_module[i](state.modules[i], est_params, h_ins[i], y, KEY, signal)
+            updated.append(step.module)
+        return (*updated,)
+
+    chex.assert_trees_all_close(one_by_one(state), fused.modules[:3], rtol=1e-5, atol=1e-6)
 
 
 def test_memory_grows_far_less_with_depth_than_under_backprop():

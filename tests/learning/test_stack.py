@@ -177,7 +177,7 @@ def test_backprop_in_a_stack_takes_a_quarter_less_memory_than_scanned():
 
 
 def test_blocks_are_updated_one_by_one():
-    plain, stacked = learners(UNLOCKED["linear"], update_probability=0.5)
+    plain, stacked = learners(UNLOCKED["linear"], depth=3, update_probability=0.5)
     x, y = helpers.batch()
     expected, state = plain.init(KEY, x, y), stacked.init(KEY, x, y)
     updates = jax.jit(plain.update), jax.jit(stacked.update)

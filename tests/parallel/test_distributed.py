@@ -22,10 +22,12 @@ from decoupled.training.builder import build
 from decoupled.training.checkpoints import Checkpoints
 from tests.commands import ROOT, run, weights
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 CHANGES = {
     "parallel.mode": "mesh",
     "epochs": 1,
-    "model.mlp.depth": 2,
+    "model.mlp.depth": 1,
     "model.mlp.width": 8,
     "validation_examples": 37,
     "crop_padding": 1,

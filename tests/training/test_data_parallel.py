@@ -14,6 +14,8 @@ from decoupled.training import Workdir, read_metrics, train_and_evaluate
 from decoupled.training.builder import build
 from decoupled.training.step import alignment_step, evaluator, no_totals
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 WAYS = ("mesh", "shard_map", "pmap")
 # Batch normalisation and augmentation see the whole batch, or the runs would part at the first step.
 SETTINGS = {

@@ -26,6 +26,8 @@ from decoupled.training.builder import build
 from decoupled.training.going_on import changes_to_go_on_with
 from decoupled.training.predict import load_predictor
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SETTINGS = {
     "model.mlp.width": 8,
     "model.mlp.depth": 1,

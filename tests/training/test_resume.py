@@ -14,6 +14,8 @@ from decoupled.training import Workdir, load_trained, read_metrics, train_and_ev
 from decoupled.training.builder import build
 from decoupled.training.interruption import StopRequests
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def config(**changes):
     result = digits.get_config()

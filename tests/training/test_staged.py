@@ -11,6 +11,8 @@ from decoupled.training import Workdir, read_metrics, train_and_evaluate
 from decoupled.training.builder import build
 from decoupled.training.step import no_totals
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def config(**changes):
     result = digits.get_config()
@@ -59,7 +61,7 @@ def test_a_pipeline_learns_as_a_fused_run_does(fused, tmp_path):
 
 
 def test_totals_of_a_pipeline_start_anew_when_they_have_been_read():
-    job = build(config(**{"parallel.mode": "pipeline"}))
+    job = build(config(**{"parallel.mode": "pipeline", "model.mlp.depth": 1}))
     images, labels = (part[:64] for part in job.dataset.train)
     state = job.learner.init(jax.random.key(0), job.preprocess.evaluate(images), labels)
     step = job.execution.compile_step()
