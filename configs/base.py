@@ -66,6 +66,11 @@ def get_config() -> ConfigDict:
     config.estimator.convolutional = ConfigDict({"features": (), "kernel_size": 3})
     config.estimator.recursive_least_squares = ConfigDict({"decay": 0.97, "ridge": 1e-3, "solve_every": 1})
     config.estimator.bp_lambda = ConfigDict({"estimator": "loss_shaped", "lam": 0.5})
+    # of a copy: renewed every so many steps; decay: 0, or what is left of it then, in a running average
+    config.estimator.borrowed_readout = ConfigDict({"every": 10, "decay": 0.0})
+    config.estimator.borrowed_next = ConfigDict(
+        {"estimator": "local_loss", "next_modules": 1, "every": 10, "decay": 0.0}
+    )
     config.estimator.local_loss = ConfigDict(
         {"hidden": (64,), "linear": True, "filters": (16,), "kernel_size": 5}
     )

@@ -113,14 +113,13 @@ class Borrows(NamedTuple):
       next_modules: so many above the boundary are copied, fewer where there are no more; None: the last
         of the network is.
       every: steps from one renewal to the next, at least 1.
-      decay: where copies are running averages, what of a copy is left at a renewal, in [0, 1); None: a copy
-        is replaced.
+      decay: what is left of a copy at a renewal, in [0, 1), where copies are running averages; 0: nothing.
     """
 
     bind: Callable[[tuple[Module, ...], int], Any]
     next_modules: int | None
     every: int = 1
-    decay: float | None = None
+    decay: float = 0.0
 
 
 class WithBorrowed(NamedTuple):

@@ -8,6 +8,8 @@ _OF_RULE = {
 }
 _OF_METHOD = {
     "backprop": "dL/dh",
+    "borrowed_next": "l'(f(h)) df/dh, f the next module some steps ago",
+    "borrowed_readout": "dl(f(h), y)/dh, f the last module some steps ago",
     "convolutional": "convolutional(h, y)",
     "direct_feedback_alignment": "error B",
     "direct_random_target_projection": "-y B",

@@ -75,13 +75,13 @@ def gate(names, *in_gate):
 
 
 def every_method():
-    """Every estimator that a config can name, for flat activations, conditioned where it can be."""
+    """Every estimator that a config can name and nobody lends anything, conditioned where it can be."""
     context = estimators.one_hot(CLASSES)
     options = {"mlp": {"hidden": (6,)}, "bp_lambda": {"estimator": estimators.linear(context)}}
     return {
         name: make_estimator(name, CLASSES, context, **options.get(name, {}))
         for name in METHODS
-        if name != "convolutional"
+        if name != "convolutional" and not name.startswith("borrowed")
     }
 
 

@@ -15,7 +15,7 @@ from decoupled.types import Array, Borrows, Estimator, Key, Module, PyTree, Read
 
 
 def borrowed_next(
-    estimator: Estimator, next_modules: int = 1, every: int = 1, decay: float | None = None
+    estimator: Estimator, next_modules: int = 1, every: int = 1, decay: float = 0.0
 ) -> Estimator:
     """The gradient that another estimator has for the output of the next modules, led back through copies.
 
@@ -28,7 +28,7 @@ def borrowed_next(
         highest copy.
       next_modules: how many are copied; fewer where the network ends, and then the highest is the last.
       every: steps from one renewal to the next.
-      decay: of the copies, where they are running averages over renewals, in [0, 1).
+      decay: of the copies, where they are running averages over renewals, in [0, 1); 0: none.
 
     Raises:
       UsageError: the estimator is fitted to gradients from above, or reads something; or a number is out of

@@ -31,7 +31,7 @@ def borrowed_readout(
     loss: Loss = softmax_cross_entropy,
     private: Sequence[Module] = (),
     every: int = 1,
-    decay: float | None = None,
+    decay: float = 0.0,
 ) -> Estimator:
     """The gradient of  loss(readout(private(h)), y),  with a copy of the network's last module as readout.
 
@@ -49,7 +49,7 @@ def borrowed_readout(
       private: modules without mutable state, run in evaluation mode; the last makes what the network's last
         module is fed.
       every: steps from one renewal to the next.
-      decay: of the copy, where it is a running average over renewals, in [0, 1).
+      decay: of the copy, where it is a running average over renewals, in [0, 1); 0: none.
 
     Raises:
       UsageError: an argument is out of its range; (from init) a private module has mutable state.

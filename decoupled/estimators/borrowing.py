@@ -22,10 +22,8 @@ def borrower(name: str, borrows: Borrows, **traits: Any) -> Estimator:
     for what, number in (("every", borrows.every), ("next_modules", borrows.next_modules)):
         if number is not None and (not isinstance(number, int) or number < 1):
             raise UsageError(f"{name}: {what} is {number!r}, but must be a number of 1 or more")
-    if borrows.decay is not None and not 0 <= borrows.decay < 1:
-        raise UsageError(
-            f"{name}: decay is {borrows.decay}, but must be in [0, 1), or None for plain copies"
-        )
+    if not 0 <= borrows.decay < 1:
+        raise UsageError(f"{name}: decay is {borrows.decay}, but must be in [0, 1)")
 
     def nobody_lends(*_: Any) -> Any:
         raise UsageError(

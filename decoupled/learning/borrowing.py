@@ -86,11 +86,11 @@ def renewed(
     return tuple(renew(k, estimator) for k, estimator in enumerate(estimators))
 
 
-def moved(decay: float | None, old: PyTree, now: PyTree) -> PyTree:
+def moved(decay: float, old: PyTree, now: PyTree) -> PyTree:
     """Copies at a renewal: the new values, or averages with the old ones."""
 
     def move(old: Array, now: Array) -> Array:
-        if decay is None or not jnp.issubdtype(now.dtype, jnp.inexact):
+        if decay == 0 or not jnp.issubdtype(now.dtype, jnp.inexact):
             return now
         before = at_least_float32(old)
         return (before + (1 - decay) * (now - before)).astype(old.dtype)

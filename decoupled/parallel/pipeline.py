@@ -272,7 +272,7 @@ def _stage_update(learner: Learner, stage: Chain, measure: Callable | None) -> C
 
 
 @cache
-def _moved(decay: float | None) -> Callable[[PyTree, PyTree], PyTree]:
+def _moved(decay: float) -> Callable[[PyTree, PyTree], PyTree]:
     """(copies, modules as they are) -> new copies, jitted, in place; in arrays of their own."""
     return jax.jit(lambda old, now: jax.tree.map(jnp.copy, moved(decay, old, now)), donate_argnums=0)
 

@@ -185,6 +185,7 @@ def _choices() -> dict[str, Collection[str]]:
         "model.dtype": DTYPES,
         "estimator.name": METHODS,
         "estimator.bp_lambda.estimator": plain,
+        "estimator.borrowed_next.estimator": plain,
         "optimizer.name": OPTIMIZERS,
         "optimizer.schedule": SCHEDULES,
         "estimator_optimizer.name": OPTIMIZERS,

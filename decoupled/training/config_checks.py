@@ -94,6 +94,11 @@ RANGES: dict[str, Range] = {
     "estimator.recursive_least_squares.ridge": _NOT_NEGATIVE,
     "estimator.recursive_least_squares.solve_every": whole(1),
     "estimator.bp_lambda.lam": _FRACTION,
+    "estimator.borrowed_readout.every": whole(1),
+    "estimator.borrowed_readout.decay": _BELOW_ONE,
+    "estimator.borrowed_next.next_modules": whole(1),
+    "estimator.borrowed_next.every": whole(1),
+    "estimator.borrowed_next.decay": _BELOW_ONE,
     "estimator.local_loss.hidden": whole(1, several=True),
     "estimator.local_loss.filters": whole(1, several=True),
     "estimator.local_loss.kernel_size": whole(1),
@@ -149,7 +154,8 @@ _YES_OR_NO = (
 )
 _TEXTS = ("data_dir", "model.vgg.layers", "boundaries")
 # May name a function of one's own, module:function, too; and what such functions read, which is theirs.
-_OWN = ("dataset", "model.name", "estimator.name", "estimator.bp_lambda.estimator", "loss", "metric")
+_INNER = {f"estimator.{name}.estimator": name for name in ("bp_lambda", "borrowed_next")}
+_OWN = ("dataset", "model.name", "estimator.name", *_INNER, "loss", "metric")
 _OPTIONS = ("model.options", "estimator.options")
 
 
@@ -223,9 +229,8 @@ def options_of(section: ml_collections.ConfigDict) -> Any:
 
 def own_names(config: ml_collections.ConfigDict) -> dict[str, str]:
     """Those fields in use that name a function of one's own."""
-    values = {field: value_of(config, field) for field in _OWN}
-    if config.estimator.name != "bp_lambda":
-        del values["estimator.bp_lambda.estimator"]
+    name = config.estimator.name
+    values = {field: value_of(config, field) for field in _OWN if _INNER.get(field, name) == name}
     return {field: value for field, value in values.items() if is_own(value)}
 
 

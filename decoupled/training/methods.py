@@ -25,6 +25,8 @@ with extra("train"):
 # Every estimator of the package that a config can name.
 METHODS: dict[str, Callable[..., Estimator]] = {
     "backprop": estimators.backprop,
+    "borrowed_next": estimators.borrowed_next,
+    "borrowed_readout": estimators.borrowed_readout,
     "bp_lambda": estimators.bp_lambda,
     "convolutional": estimators.convolutional,
     "direct_feedback_alignment": estimators.direct_feedback_alignment,
