@@ -179,8 +179,8 @@ def stage_step(learner: Learner, stage: Chain) -> Callable:
     def step(
         state: Any, h_in: jax.Array, y: jax.Array, key: jax.Array, target: jax.Array
     ) -> tuple[Any, Any]:
-        always = jnp.sum(y) >= 0
-        result = update_chain(learner.rules, stage, state, h_in, Examples(y), key, always=always)
+        opaque_true = jnp.sum(y) >= 0
+        result = update_chain(learner.rules, stage, state, h_in, Examples(y), key, opaque_true=opaque_true)
         state = result.state
         if len(stage.estimators) == len(stage.links):
             state, _ = fit_top(learner.rules, stage, state, target, Examples(y), target)

@@ -49,7 +49,7 @@ def make_plan(
     """
     check_importable(make_learner)
     learner = make_learner()
-    learner.must_not_sit_out("asynchronous stages")
+    learner.must_update_every_step("asynchronous stages")
     learner.must_not_ask_for_value("asynchronous stages")
     learner.must_not_borrow("asynchronous stages")
     if learner.rules.axis_name is not None:

@@ -184,7 +184,7 @@ def stage_update(rules: Rules, stage: Chain, key: Key) -> Callable[..., tuple[Py
         number: Integer[Array, ""],
     ) -> tuple[PyTree, ...]:
         _, update_key = jax.random.split(jax.random.fold_in(key, number))
-        step = update_chain(rules, stage, state, h, Examples(y), update_key, always=number >= 0)
+        step = update_chain(rules, stage, state, h, Examples(y), update_key, opaque_true=number >= 0)
         loss = None if step.losses is None else jnp.mean(step.losses)
         return step.state, step.h_out, step.grad_h_in, loss
 

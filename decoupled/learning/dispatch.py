@@ -36,7 +36,7 @@ def dispatched(learner: Learner) -> Callable[..., tuple[LearnerState, Metrics]]:
       UsageError: the learner has stacks, or an update probability is below 1.
     """
     chain = learner.chain
-    learner.must_not_sit_out("a dispatched update")
+    learner.must_update_every_step("a dispatched update")
     for link in chain.links:
         if isinstance(link, Stack):
             raise UsageError(f"{link.name} is a stack: a dispatched update takes its modules one by one")

@@ -1,7 +1,7 @@
 """The fused update of a chain: in pieces that do not wait for one another, so that memory stays flat.
 
 Once a piece is done, nothing of it is needed but its output and new state. The compiler does not see that
-on its own: it puts off small operations and keeps the large arrays they need. So each piece is made whole.
+on its own: it puts off small operations and keeps the large arrays they need. So each piece is run apart.
 """
 
 from typing import Any
@@ -29,7 +29,7 @@ def update_chain(
     examples: Examples,
     key: Key,
     *,
-    always: Array,
+    opaque_true: Array,
     active: Active = lambda index: None,
 ) -> ChainStep:
     """Updates every module of a chain, and every estimator that a target reaches.
@@ -38,7 +38,7 @@ def update_chain(
       h: what the lowest link is fed, with stand-ins for examples that do not count.
       examples: what is told of them.
       key: of the step; every module folds its index in the network into it.
-      always: a scalar that is true, though no compiler can know (see `at_once`).
+      opaque_true: a scalar that is true, though no compiler can know (see `at_once`).
       active: which modules take part.
 
     Raises:
@@ -46,20 +46,20 @@ def update_chain(
     """
     pieces = pieces_of(chain, _MODULES_A_PIECE)
 
-    def run_whole(piece: Chain, state: ChainState, h: PyTree) -> ChainStep:
+    def run_apart(piece: Chain, state: ChainState, h: PyTree) -> ChainStep:
         def step(state: ChainState, h: PyTree, examples: Examples, key: Key) -> ChainStep:
             return walk_in_parts(rules, piece, state, h, examples, key, active)
 
-        return at_once(always, step, state, h, examples, key)
+        return at_once(opaque_true, step, state, h, examples, key)
 
     def run(piece: Chain, state: ChainState, h: PyTree) -> ChainStep:
         first, *others = piece.links
         if isinstance(first, Stack) and not others:
-            return update_on_the_way_up(first, run_whole, always)(piece, state, h)
+            return update_on_the_way_up(first, run_apart, opaque_true)(piece, state, h)
         # A stack is passed from loop to loop, not as what a piece is given: it would be copied.
         if len(pieces) == 1 or any(isinstance(link, Stack) for link in piece.links):
-            return walk_in_parts(rules, piece, state, h, examples, key, active, always)
-        return run_whole(piece, state, h)
+            return walk_in_parts(rules, piece, state, h, examples, key, active, opaque_true)
+        return run_apart(piece, state, h)
 
     return run_pieces(chain, pieces, state, h, run)
 
@@ -103,7 +103,7 @@ def pieces_of(chain: Chain, size: int) -> list[tuple[int, int]]:
       UsageError: the highest link would have to wait for what is above it.
     """
     reads = [estimator.reads for estimator in chain.estimators]
-    # Whether all modules up to link k have settled once it has.
+    # Whether all modules up to link k have been updated once it has.
     free = [read is Reads.NOTHING and Reads.ERROR not in reads[:k] for k, read in enumerate(reads)]
     pieces, start, end = [], 0, len(chain.links)
     for k, link in enumerate(chain.links):

@@ -86,7 +86,7 @@ class Learner(NamedTuple):
                 each += [metrics] * len(modules_of(link))
         return tuple(each)
 
-    def must_not_sit_out(self, what: str) -> None:
+    def must_update_every_step(self, what: str) -> None:
         """Refuses an update probability below 1 where `what` has no notion of it."""
         if min(self.update_probability) < 1:
             raise UsageError(
@@ -141,9 +141,9 @@ def make_learner(
         that asks for a `value` (`optax.contrib.reduce_on_plateau`) is given the loss of the step before.
       estimator_optimizer: the same for estimators; what some solve for themselves they go on to solve.
       update_probability: of each module in each step, one number for all or one a module (J16, section
-        3.1). A module that sits out runs forward but stays bit for bit as it is: parameters, optimizer
-        state and batch statistics. The estimator below it, whose target it supplies, sits out with it
-        (as does one with a loss of its own).
+        3.1). One that is not updated runs forward but stays bit for bit as it is: parameters, optimizer
+        state and batch statistics. The estimator below it, whose target it supplies, is not fitted
+        (nor is one with a loss of its own).
       axis_name: of a `pmap` or `shard_map` axis over which the batch is split; gradients, fitting
         statistics, mutable state and metrics are averaged over it.
       batch_axes: leading axes that count examples: 1 for (batch, ...); 2 for (batch, time, ...), where
@@ -186,8 +186,8 @@ def make_learner(
             return None if min(probabilities) == 1.0 else coins[index]
 
         parts = ChainState(state.modules, state.estimators)
-        always = state.step >= 0
-        result = update_chain(rules, chain, parts, x, examples, key, always=always, active=active)
+        opaque_true = state.step >= 0
+        result = update_chain(rules, chain, parts, x, examples, key, opaque_true=opaque_true, active=active)
         loss_now = mean_of(axis_name, mean(result.losses, examples.weight), examples.weight)
         metrics = Metrics(loss_now, result.h_out, result.boundaries)
         modules, estimators = remember(

@@ -211,7 +211,7 @@ def no_metrics(spec: Estimator, shape: tuple[int, ...] = ()) -> BoundaryMetrics 
     return BoundaryMetrics(zero, None if spec.own_loss else jnp.zeros_like(zero))
 
 
-def at_once(always: Array | None, run: Callable[..., PyTree], *args: PyTree) -> PyTree:
+def at_once(opaque_true: Array | None, run: Callable[..., PyTree], *args: PyTree) -> PyTree:
     """`run(*args)` as one piece of the program, which the compiler cannot interleave with others.
 
     Left alone, XLA:CPU puts off the small pieces of an update and keeps the large arrays they need, module
@@ -219,9 +219,10 @@ def at_once(always: Array | None, run: Callable[..., PyTree], *args: PyTree) -> 
     time (`optimization_barrier` stops neither). It cannot look across a branch that it cannot foresee.
 
     Args:
-      always: a scalar that is true, though no compiler can know; None: it may do as it likes.
+      opaque_true: a scalar that is true, though no compiler can know (an opaque predicate); None: it may
+        do as it likes.
     """
-    if always is None:
+    if opaque_true is None:
         return run(*args)
     given = jax.tree.leaves(args)
     structure, passed = None, []
@@ -240,7 +241,7 @@ def at_once(always: Array | None, run: Callable[..., PyTree], *args: PyTree) -> 
         del args
         return [_zeros(leaf) for leaf in like]
 
-    new = iter(jax.lax.cond(always, changed, never, *args))
+    new = iter(jax.lax.cond(opaque_true, changed, never, *args))
     assert structure is not None
     return structure.unflatten([next(new) if place is None else given[place] for place in passed])
 

@@ -1,6 +1,6 @@
-"""The walk through a chain, or a piece of one: module by module, each settled as soon as it can be.
+"""The walk through a chain, or a piece of one: module by module, each updated as soon as it can be.
 
-A module whose estimator reads nothing settles at once: forward, estimate, own backward, own update, and
+A module whose estimator reads nothing is updated at once: forward, estimate, own backward, own update, and
 then the fit of the estimator below to the input gradient that the backward pass produced (J16, section 2).
 A module whose estimator reads the incoming gradient or the output error waits until that arrives. Backprop
 is the chain in which all wait.
@@ -35,7 +35,7 @@ from decoupled.learning.stack_loops import (
 from decoupled.learning.state import EstimatorState, ModuleState
 from decoupled.types import Array, Key, PyTree, Reads
 
-# Index of a module in the network -> whether it takes part in this step; None: it always does.
+# Index of a module in the network -> whether it takes part in this step; None: all do.
 Active: TypeAlias = Callable[[Array | int], Array | None]
 
 
@@ -47,7 +47,7 @@ def walk(
     examples: Examples,
     key: Key,
     active: Active,
-    always: Array | None = None,
+    opaque_true: Array | None = None,
 ) -> ChainStep:
     """Updates every module of a chain, and every estimator that a target reaches.
 
@@ -55,8 +55,8 @@ def walk(
       h: what the lowest link is fed, with stand-ins for examples that do not count.
       examples: what is told of them.
       key: of the step; every module folds its index in the network into it.
-      active: which modules take part. The estimator below a module that does not sits out with it.
-      always: for the loops of stacks (see `at_once`).
+      active: which modules are updated; the estimator below one that is not stays as it is too.
+      opaque_true: for the loops of stacks (see `at_once`).
     """
     links, specs, offsets = chain.links, chain.estimators, chain.offsets
     modules, estimators, below = list(state.modules), list(state.estimators), state.below
@@ -73,13 +73,13 @@ def walk(
         est_params = highest(links[k], state.estimators[k]).est_params  # as they were before the step
         return estimate_at(rules, chain.where(k), specs[k], est_params, h, examples, signal)
 
-    def settle(k: int, grad_h_out: PyTree) -> None:
+    def update_link(k: int, grad_h_out: PyTree) -> None:
         """Updates link k, fits the estimator below, and goes on with what waited for its gradient."""
         nonlocal grad_h_in, below, below_metrics
         while True:
             taking_part, link = active(offsets[k]), links[k]
             if isinstance(link, Stack):
-                grad = settle_stack(k, link, grad_h_out)
+                grad = update_waiting_stack(k, link, grad_h_out)
             else:
                 new, grad = backward(rules, link, modules[k], waiting.pop(k), grad_h_out, examples.weight)
                 modules[k] = chosen(taking_part, new, modules[k])
@@ -99,7 +99,7 @@ def walk(
             grad_h_out = estimate(k - 1, h_ins[k], grad)
             k -= 1
 
-    def settle_stack(k: int, stack: Stack, grad_h_out: PyTree) -> PyTree:
+    def update_waiting_stack(k: int, stack: Stack, grad_h_out: PyTree) -> PyTree:
         """Updates a stack that waited, and the estimators within; returns the gradient of its input."""
         spec, passed = specs[k], waiting_stacks.pop(k)
 
@@ -118,7 +118,7 @@ def walk(
             return chosen(active(offsets[k] + i), fitted, old), metrics, below
 
         old = modules[k], estimators[k], boundaries[k]
-        new, grad = update_on_the_way_down(always, passed, old, grad_h_out, update_block, update_below)
+        new, grad = update_on_the_way_down(opaque_true, passed, old, grad_h_out, update_block, update_below)
         modules[k], estimators[k], boundaries[k] = new
         return grad
 
@@ -129,17 +129,17 @@ def walk(
             def step(state: ChainState, h: PyTree) -> ChainStep:
                 return walk(rules, piece, state, h, examples, key, active)
 
-            return at_once(always, step, state, h)
+            return at_once(opaque_true, step, state, h)
 
         below = highest(links[k - 1], estimators[k - 1])
         own = ChainState((modules[k],), (estimators[k],), below)
-        result = update_on_the_way_up(stack, run, always)(chain.piece(k, k + 1), own, h)
+        result = update_on_the_way_up(stack, run, opaque_true)(chain.piece(k, k + 1), own, h)
         modules[k], estimators[k] = result.state.modules[0], result.state.estimators[0]
         boundaries[k] = result.boundaries[0]
         estimators[k - 1] = with_highest(links[k - 1], estimators[k - 1], result.state.below)
         boundaries[k - 1] = with_highest(links[k - 1], boundaries[k - 1], result.below)
         if specs[k - 1].reads is Reads.INCOMING:
-            settle(k - 1, estimate(k - 1, h_ins[k], result.grad_h_in))
+            update_link(k - 1, estimate(k - 1, h_ins[k], result.grad_h_in))
         return result.h_out
 
     for k, link in enumerate(links):
@@ -156,19 +156,19 @@ def walk(
         waiting[k] = forward(rules, link, modules[k], h, jax.random.fold_in(key, offsets[k]), lowest_of_all)
         h = waiting[k].h_out
         if k < len(specs) and specs[k].reads is Reads.NOTHING:
-            settle(k, estimate(k, h, None))
+            update_link(k, estimate(k, h, None))
     if len(specs) < len(links):
         losses, error = error_of(rules, h, examples)
-        settle(len(links) - 1, error)
+        update_link(len(links) - 1, error)
         for k in reversed(range(len(specs))):
             if specs[k].reads is Reads.ERROR:
-                settle(k, estimate(k, h_ins[k + 1], error))
+                update_link(k, estimate(k, h_ins[k + 1], error))
     state = ChainState(tuple(modules), tuple(estimators), below)
     return ChainStep(state, h, grad_h_in, losses, tuple(boundaries), below_metrics)
 
 
 def chosen(active: Array | None, new: PyTree, old: PyTree) -> PyTree:
-    """The new values, or the old ones bit for bit where a module sits out."""
+    """The new values, or the old ones bit for bit where a module is not updated."""
     if active is None:
         return new
     return jax.tree.map(lambda n, o: jnp.where(active, n, o), new, old)

@@ -145,7 +145,7 @@ def make_pipeline(
       UsageError: there are fewer modules than stages, an estimator between stages would have to wait, or
         an update probability is below 1.
     """
-    learner.must_not_sit_out("a pipeline")
+    learner.must_update_every_step("a pipeline")
     learner.must_not_ask_for_value("a pipeline")
     stages = cut_into_stages(learner.chain, mesh.shape["stage"])
     top = len(stages) - 1
@@ -264,7 +264,7 @@ def _stage_update(learner: Learner, stage: Chain, measure: Callable | None) -> C
     def update(
         chain: ChainState, totals: StageTotals, h: PyTree, examples: Examples, key: Key, number: Array
     ) -> tuple[ChainState, StageTotals, PyTree, PyTree]:
-        result = update_chain(learner.rules, stage, chain, h, examples, key, always=number >= 0)
+        result = update_chain(learner.rules, stage, chain, h, examples, key, opaque_true=number >= 0)
         new = StageTotals(measure and measure(result.losses, result.h_out, examples), result.boundaries)
         return result.state, _add(totals, new), result.h_out, result.grad_h_in
 

@@ -137,8 +137,8 @@ MUTANTS = (
     Mutant(
         "the SG loss leaks into the module below it",
         _WALK,
-        "settle(k, estimate(k, h, None))",
-        "settle(k, estimate(k, h, None) + jax.grad(lambda h: specs[k].training_gradient("
+        "update_link(k, estimate(k, h, None))",
+        "update_link(k, estimate(k, h, None) + jax.grad(lambda h: specs[k].training_gradient("
         "state.estimators[k].params, h, y, jnp.zeros_like(h))[0])(h))",
         _BY_HAND,
     ),
