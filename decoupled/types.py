@@ -58,8 +58,8 @@ class Module(NamedTuple):
     name: str
     init: Callable[[Key, Any], ModuleVariables]
     apply: Callable[[PyTree, PyTree, Any, Key, bool], tuple[Any, PyTree]]
-    exact: Any = None  # Module | None
-    parts: tuple[Any, ...] = ()  # of Modules
+    exact: "Module | None" = None
+    parts: tuple["Module", ...] = ()
     optimizer: optax.GradientTransformation | None = None
 
 

@@ -13,6 +13,7 @@ from decoupled.learning.microbatches import walk_in_parts
 from decoupled.learning.module_update import Rules, at_once
 from decoupled.learning.stack import Stack, highest, with_highest
 from decoupled.learning.stack_loops import Run, update_on_the_way_up
+from decoupled.learning.state import BoundaryMetrics
 from decoupled.learning.walk import Active
 from decoupled.types import Array, Key, PyTree, Reads
 
@@ -74,7 +75,7 @@ def run_pieces(
       run: a piece's update.
     """
     modules, estimators = list(state.modules), list[Any](state.estimators)
-    boundaries: list[Any] = [None] * len(chain.estimators)
+    boundaries: list[BoundaryMetrics | None] = [None] * len(chain.estimators)
     results: list[ChainStep] = []
     for start, stop in pieces:
         lower = chain.links[start - 1] if start > 0 else None

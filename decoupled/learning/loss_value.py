@@ -35,7 +35,7 @@ def with_value(optimizer: optax.GradientTransformation) -> optax.GradientTransfo
         return ValueState(optimizer.init(params), jnp.full((), jnp.inf, jnp.float32))
 
     def update(
-        updates: PyTree, state: Any, params: PyTree = None, **extra: Any
+        updates: PyTree, state: PyTree, params: PyTree = None, **extra: Any
     ) -> tuple[PyTree, ValueState]:
         asked = optax.with_extra_args_support(optimizer)
         updates, inner = asked.update(updates, state.inner, params, **{"value": state.value, **extra})

@@ -18,7 +18,7 @@ import optax
 from decoupled.errors import UsageError
 from decoupled.learning.chain import Chain, ChainState, ChainStep
 from decoupled.learning.examples import Examples
-from decoupled.learning.module_update import Rules, no_metrics, vary_over
+from decoupled.learning.module_update import Rules, moved, no_metrics, vary_over
 from decoupled.learning.stack import Index, Stack
 from decoupled.learning.state import EstimatorState, ModuleState
 from decoupled.learning.walk import Active, chosen, walk
@@ -124,23 +124,21 @@ def walk_in_parts(
     sums, outputs = jax.lax.scan(one, nothing, (jnp.arange(count), *split))
     h_out, grad_h_in, losses = jax.tree.map(lambda leaf: _join(leaf, batch, count), outputs)
 
-    def moved(tx: optax.GradientTransformation, old: _State, total: PyTree, index: Index) -> _State:
+    def by_mean(tx: optax.GradientTransformation, old: _State, total: PyTree, index: Index) -> _State:
         """The state of a module or an estimator, moved by the mean of what was added up."""
         mean = jax.tree.map(lambda t, p: divided(t, sums.number).astype(p.dtype), total, old.params)
-        updates, opt_state = tx.update(mean, old.opt_state, old.params)
-        new = old._replace(params=optax.apply_updates(old.params, updates), opt_state=opt_state)
-        return chosen(active(index), new, old)
+        return chosen(active(index), moved(tx, old, mean), old)
 
     offsets, modules, estimators = chain.offsets, [], []
     for k, (link, old) in enumerate(zip(chain.modules, state.modules, strict=True)):
-        new = moved(rules.optimizer_for(link), old, sums.modules[k], offsets[k])
+        new = by_mean(rules.optimizer_for(link), old, sums.modules[k], offsets[k])
         modules.append(new._replace(state=chosen(active(offsets[k]), sums.mutable[k], old.state)))
     for k, (spec, old) in enumerate(zip(chain.estimators, state.estimators, strict=True)):
         tx = rules.optimizer_of(spec)
-        estimators.append(moved(tx, old, sums.estimators[k], offsets[k + 1]) if fitted[k] else old)
+        estimators.append(by_mean(tx, old, sums.estimators[k], offsets[k + 1]) if fitted[k] else old)
     below = state.below
     if below is not None and chain.below is not None and below_fitted:
-        below = moved(rules.optimizer_of(chain.below), below, sums.below, offsets[0])
+        below = by_mean(rules.optimizer_of(chain.below), below, sums.below, offsets[0])
     boundaries, below_metrics = jax.tree.map(lambda total: divided(total, sums.number), sums.metrics)
     new = ChainState(tuple(modules), tuple(estimators), below)
     return ChainStep(new, h_out, grad_h_in, losses, boundaries, below_metrics)

@@ -6,7 +6,7 @@ differentiated on its own, so that no gradient can cross a boundary.
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,8 @@ from decoupled.losses import output_error
 from decoupled.precision import at_least_float32
 from decoupled.types import Array, Estimator, Key, Loss, Module, PyTree
 from decoupled.weights import as_cotangent, as_gradient, divided, stand_in, zeroed
+
+_State = TypeVar("_State", ModuleState, EstimatorState)
 
 
 class Rules(NamedTuple):
@@ -67,7 +69,7 @@ class Passed(NamedTuple):
 
     h_out: PyTree
     state: PyTree
-    pullback: Callable[[PyTree], tuple[Any, ...]]
+    pullback: Callable[[PyTree], tuple[PyTree, ...]]
 
 
 def forward(rules: Rules, module: Module, state: ModuleState, h: PyTree, key: Key, lowest: bool) -> Passed:
@@ -115,12 +117,16 @@ def backward(
         grad_params = mean_over(rules.axis_name, jax.tree.map(lambda g: g / batch, grad_params))
     else:
         grad_params = _divided_over(rules.axis_name, grad_params, at_least_float32(weight).sum())
-    tx = rules.optimizer_for(module)
-    updates, opt_state = tx.update(grad_params, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    new_state = _mutable_over(rules, passed.state, state.state, weight)
+    new = moved(rules.optimizer_for(module), state, grad_params)
+    new = new._replace(state=_mutable_over(rules, passed.state, state.state, weight))
     below = None if not grad_h_in else by_rows(rules, as_gradient, grad_h_in[0], weight)
-    return ModuleState(params, new_state, opt_state), below
+    return new, below
+
+
+def moved(tx: optax.GradientTransformation, state: _State, gradient: PyTree) -> _State:
+    """The state of a module or an estimator after one update by its optimizer."""
+    updates, opt_state = tx.update(gradient, state.opt_state, state.params)
+    return state._replace(params=optax.apply_updates(state.params, updates), opt_state=opt_state)
 
 
 def by_rows(
@@ -191,14 +197,11 @@ def fit(
     weights_too = () if weight is None else (weight,)
     means = spec.training_gradient(est_params, given[0], examples.y, given[1], *weights_too)
     fit_loss, gradient = mean_of(rules.axis_name, means, weight)
-    tx = rules.optimizer_of(spec)
-    updates, opt_state = tx.update(gradient, estimator.opt_state, estimator.params)
-    params = optax.apply_updates(estimator.params, updates)
     target_power = None
     if not spec.own_loss:
         powers = [power(leaf, weight) for leaf in jax.tree.leaves(target)]
         target_power = mean_of(rules.axis_name, sum(powers), weight)
-    fitted = estimator._replace(params=params, opt_state=opt_state)
+    fitted = moved(rules.optimizer_of(spec), estimator, gradient)
     return fitted, BoundaryMetrics(fit_loss, target_power)
 
 

@@ -7,7 +7,7 @@ is the chain in which all wait.
 """
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ from decoupled.learning.stack_loops import (
     update_on_the_way_down,
     update_on_the_way_up,
 )
-from decoupled.learning.state import EstimatorState, ModuleState
+from decoupled.learning.state import BoundaryMetrics, EstimatorState, ModuleState
 from decoupled.types import Array, Key, PyTree, Reads
 
 # Index of a module in the network -> whether it takes part in this step; None: all do.
@@ -60,7 +60,7 @@ def walk(
     """
     links, specs, offsets = chain.links, chain.estimators, chain.offsets
     modules, estimators, below = list(state.modules), list(state.estimators), state.below
-    boundaries: list[Any] = [
+    boundaries: list[BoundaryMetrics | None] = [
         no_metrics(spec, (len(link.names),)) if isinstance(link, Stack) else None
         for link, spec in zip(links, specs, strict=False)
     ]
@@ -111,7 +111,7 @@ def walk(
 
         def update_below(
             i: Array, old: EstimatorState, h: PyTree, grad: PyTree
-        ) -> tuple[EstimatorState, Any, PyTree]:
+        ) -> tuple[EstimatorState, BoundaryMetrics | None, PyTree]:
             fitted, metrics = fit(rules, spec, old, h, examples, grad)
             signal = spec.reads.choose(error, grad)
             below = estimate_at(rules, chain.where(k), spec, old.est_params, h, examples, signal)

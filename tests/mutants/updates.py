@@ -67,36 +67,37 @@ MUTANTS = (
     Mutant(
         "module update never applied",
         _UPDATE,
-        "params = optax.apply_updates(state.params, updates)",
-        "params = state.params",
+        "new = moved(rules.optimizer_for(module), state, grad_params)",
+        "new = moved(rules.optimizer_for(module), state, grad_params)._replace(params=state.params)",
         _BACKPROP,
     ),
     Mutant(
         "module optimizer state not carried",
         _UPDATE,
-        "return ModuleState(params, new_state, opt_state), ",
-        "return ModuleState(params, new_state, state.opt_state), ",
+        "new = moved(rules.optimizer_for(module), state, grad_params)",
+        "new = moved(rules.optimizer_for(module), state, grad_params)._replace(opt_state=state.opt_state)",
         _CARRIED,
     ),
     Mutant(
         "batch statistics not carried",
         _UPDATE,
-        "return ModuleState(params, new_state, opt_state), ",
-        "return ModuleState(params, state.state, opt_state), ",
+        "new = new._replace(state=_mutable_over(rules, passed.state, state.state, weight))",
+        "pass",
         _CARRIED,
     ),
     Mutant(
         "estimator update never applied",
         _UPDATE,
-        "params = optax.apply_updates(estimator.params, updates)",
-        "params = estimator.params",
+        "fitted = moved(rules.optimizer_of(spec), estimator, gradient)",
+        "fitted = moved(rules.optimizer_of(spec), estimator, gradient)._replace(params=estimator.params)",
         _BY_HAND,
     ),
     Mutant(
         "estimator optimizer state not carried",
         _UPDATE,
-        "fitted = estimator._replace(params=params, opt_state=opt_state)",
-        "fitted = estimator._replace(params=params)",
+        "fitted = moved(rules.optimizer_of(spec), estimator, gradient)",
+        "kept, fitted = estimator.opt_state, moved(rules.optimizer_of(spec), estimator, gradient)\n"
+        "    fitted = fitted._replace(opt_state=kept)",
         _CARRIED,
     ),
     Mutant(
@@ -123,8 +124,8 @@ MUTANTS = (
     Mutant(
         "batch statistics not averaged over devices",
         _UPDATE,
-        "new_state = _mutable_over(rules, passed.state, state.state, weight)",
-        "new_state = passed.state",
+        "state=_mutable_over(rules, passed.state, state.state, weight)",
+        "state=passed.state",
         ("tests/parallel/test_parallel.py::test_batch_statistics_are_averaged_and_dropout_is_not_shared",),
     ),
     Mutant(
