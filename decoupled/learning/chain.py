@@ -150,7 +150,8 @@ def evaluate_chain(chain: Chain, modules: tuple[ModuleState, ...], h: PyTree, ke
 
     for link, state in zip(chain.links, modules, strict=True):
         if isinstance(link, Stack):
-            h, _ = jax.lax.scan(lambda h, block, m=link.block: (run(m, block, h), None), h, state)
+            depth = len(link.names)  # blocks may have no state at all
+            h, _ = jax.lax.scan(lambda h, block, m=link.block: (run(m, block, h), None), h, state, depth)
         else:
             h = run(link, state, h)
     return h

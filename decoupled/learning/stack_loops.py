@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from decoupled.learning.chain import Chain, ChainState, ChainStep
 from decoupled.learning.module_update import Passed, Rules, at_once, forward, no_metrics, vary_over
-from decoupled.learning.residuals import made_of, packed, unpacked
+from decoupled.learning.residuals import made_of, packed, strongly_typed, unpacked
 from decoupled.learning.stack import Stack, put, take
 from decoupled.learning.state import EstimatorState, ModuleState
 from decoupled.types import Array, Key, PyTree
@@ -75,12 +75,14 @@ class PassedStack(NamedTuple):
     """A stack that has run forward and waits for its gradient.
 
     Attributes:
+      depth: number of blocks.
       h_out: of the highest block.
       slots: of all blocks.
       h_in: (index of a block, states of all) -> its input; what is above it may have been updated.
       block: (its index, its state, its input, its slot) -> a block as it has run forward.
     """
 
+    depth: int
     h_out: PyTree
     slots: Slot
     h_in: Callable[[Array | int, ModuleState], PyTree]
@@ -98,6 +100,8 @@ def run_up(
     depth, every = len(stack.names), stack.recompute_every
 
     def run(state: ModuleState, h: PyTree, i: Array | int) -> Passed:
+        # Loops make strong types of weak ones, and a pullback's arrays must be the same in all of them.
+        state, h = strongly_typed((state, h))
         return forward(rules, stack.block, state, h, jax.random.fold_in(key, first + i), lowest=False)
 
     def pullback_of(params: PyTree, h: PyTree, others: tuple[PyTree, Array]) -> list[Array]:
@@ -108,7 +112,7 @@ def run_up(
         """Of an input among those that are kept; one that is not has the place of the next."""
         return i - i // every if every else i
 
-    lowest = take(modules, 0)
+    lowest, h = strongly_typed((take(modules, 0), h))
     is_kept = made_of(pullback_of, lowest.params, h, (lowest.state, jnp.int32(0)))
     room = jax.tree.map(lambda leaf: jnp.zeros((place(depth - 1) + 1, *leaf.shape), leaf.dtype), h)
 
@@ -141,7 +145,7 @@ def run_up(
         ]
         return Passed(again.h_out, slot.state, structure.unflatten(leaves))
 
-    return PassedStack(h_out, slots, h_in, block)
+    return PassedStack(depth, h_out, slots, h_in, block)
 
 
 def update_on_the_way_down(
@@ -150,7 +154,9 @@ def update_on_the_way_down(
     state: tuple[ModuleState, EstimatorState, Any],
     grad_h_out: PyTree,
     update_block: Callable[[Array | int, ModuleState, Passed, PyTree], tuple[ModuleState, PyTree]],
-    update_below: Callable[[Array, EstimatorState, PyTree, PyTree], tuple[EstimatorState, Any, PyTree]],
+    update_below: Callable[
+        [Array | int, EstimatorState, PyTree, PyTree], tuple[EstimatorState, Any, PyTree]
+    ],
 ) -> tuple[tuple[ModuleState, EstimatorState, Any], PyTree]:
     """Updates the blocks of a stack, the highest first, and the estimators between them.
 
@@ -167,7 +173,7 @@ def update_on_the_way_down(
     Returns:
       The new state, and the gradient of the lowest block's input.
     """
-    highest = jax.tree.leaves(state[0].params)[0].shape[0] - 1
+    highest = passed.depth - 1
 
     def turn(n: Array | int, carry: Any) -> Any:
         i = highest - n

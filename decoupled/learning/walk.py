@@ -110,7 +110,7 @@ def walk(
             return chosen(active(offsets[k] + i), new, old), grad
 
         def update_below(
-            i: Array, old: EstimatorState, h: PyTree, grad: PyTree
+            i: Array | int, old: EstimatorState, h: PyTree, grad: PyTree
         ) -> tuple[EstimatorState, Any, PyTree]:
             fitted, metrics = fit(rules, spec, old, h, examples, grad)
             signal = spec.reads.choose(error, grad)
