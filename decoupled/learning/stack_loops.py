@@ -100,9 +100,11 @@ def run_up(
     depth, every = len(stack.names), stack.recompute_every
 
     def run(state: ModuleState, h: PyTree, i: Array | int) -> Passed:
-        # Loops make strong types of weak ones, and a pullback's arrays must be the same in all of them.
-        state, h = strongly_typed((state, h))
-        return forward(rules, stack.block, state, h, jax.random.fold_in(key, first + i), lowest=False)
+        # Loops make strong types of weak ones, and a pullback's arrays must be the same in all of them. And
+        # what is alike on all devices below one block (a mask of ones) need not be so above it.
+        state, h = strongly_typed((state, vary_over(rules.axis_name, h)))
+        passed = forward(rules, stack.block, state, h, jax.random.fold_in(key, first + i), lowest=False)
+        return passed._replace(h_out=vary_over(rules.axis_name, passed.h_out))
 
     def pullback_of(params: PyTree, h: PyTree, others: tuple[PyTree, Array]) -> list[Array]:
         mutable, i = others
@@ -112,7 +114,7 @@ def run_up(
         """Of an input among those that are kept; one that is not has the place of the next."""
         return i - i // every if every else i
 
-    lowest, h = strongly_typed((take(modules, 0), h))
+    lowest, h = strongly_typed((take(modules, 0), vary_over(rules.axis_name, h)))
     is_kept = made_of(pullback_of, lowest.params, h, (lowest.state, jnp.int32(0)))
     room = jax.tree.map(lambda leaf: jnp.zeros((place(depth - 1) + 1, *leaf.shape), leaf.dtype), h)
 

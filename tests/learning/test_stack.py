@@ -195,6 +195,32 @@ def test_a_stack_that_waits_over_devices():
     chex.assert_trees_all_close(new, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_a_mask_that_is_alike_on_all_devices_may_cease_to_be_or_be_made_anew():
+    def made(name, apply, width=4):
+        def init(key, h):
+            return jax.random.normal(key, (jax.tree.leaves(h)[-1].shape[-1], width))
+
+        return decoupled.from_functions(init, apply, name)
+
+    lower = made("lower", lambda w, h: {"a_mask": jnp.ones(len(h), bool), "h": h @ w})
+    narrows = made("narrows", lambda w, h: {"a_mask": h["a_mask"] & (h["h"][:, 0] > 0), "h": h["h"] @ w})
+    anew = made("anew", lambda w, h: {"a_mask": jnp.ones(len(h["h"]), bool), "h": h["h"] @ w})
+    upper = made("upper", lambda w, h: h["h"] @ w * h["a_mask"][:, None], helpers.CLASSES)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    whole, shares = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec("data")
+    links = [lower, Stack(narrows, ("a", "b")), Stack(anew, ("c", "d"), recompute_every=2), upper]
+    learner = helpers.make_learner(links, estimators.backprop(), axis_name="data")
+    x, y = helpers.batch()
+    state = jax.eval_shape(learner.init, KEY, x, y)
+    over = jax.shard_map(
+        lambda *given: learner.update(*given)[0],
+        mesh=mesh,
+        in_specs=(whole, shares, shares, whole),
+        out_specs=whole,
+    )
+    chex.assert_trees_all_equal_shapes_and_dtypes(jax.eval_shape(over, state, x, y, KEY), state)
+
+
 def test_backprop_in_a_stack_takes_a_quarter_less_memory_than_scanned():
     """Of all that a step holds: parameters, two moments, inputs, and the gradients of one block."""
     x, y = jax.ShapeDtypeStruct((256, 256), jnp.float32), jax.ShapeDtypeStruct((256,), jnp.int32)
