@@ -317,7 +317,7 @@ def test_without_orbax_only_a_workdir_fails(monkeypatch, tmp_path):
 
 def test_what_numpy_gives_is_as_what_python_does(tmp_path):
     """Numbers, another machine's order of bytes, a label of no class that does not count, a true answer."""
-    learner, weight = classifier(depth=0), np.arange(EXAMPLES) > 1
+    learner, weight = classifier(), np.arange(EXAMPLES) > 1
     expected = quiet(learner, (X, Y, weight), epochs=1, seed=3)
     labels = np.where(weight, Y, -100)
     result = quiet(
