@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from decoupled.errors import naming
+from decoupled.errors import UsageError, naming
 from decoupled.estimators.checks import check_activation, check_arrays
 from decoupled.learning.module_update import Rules
 from decoupled.learning.stack import Stack, check_block, is_shared, modules_of, take
@@ -111,6 +111,7 @@ def init_chain_state(rules: Rules, chain: Chain, key: Key, x: PyTree, y: PyTree)
 
     def start_module(module: Module, index: Array | int, h: PyTree) -> ModuleState:
         variables = module.init(jax.random.fold_in(module_key, index), h)
+        _check_params(module, variables.params)
         opt_state = rules.optimizer_for(module).init(variables.params)
         return ModuleState(variables.params, variables.state, opt_state)
 
@@ -143,6 +144,17 @@ def init_chain_state(rules: Rules, chain: Chain, key: Key, x: PyTree, y: PyTree)
     return ChainState(tuple(modules), tuple(estimators))
 
 
+def _check_params(module: Module, params: PyTree) -> None:
+    """That a module's parameters have gradients."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not jnp.issubdtype(dtype := jnp.result_type(leaf), jnp.inexact):
+            place = jax.tree_util.keystr(path)
+            raise UsageError(
+                f"{module.name}: params{place} is of type {dtype}, which cannot be trained: keep it in the"
+                " module's state"
+            )
+
+
 def evaluate_chain(chain: Chain, modules: tuple[ModuleState, ...], h: PyTree, key: Key) -> PyTree:
     """Output of the highest link in evaluation mode; `modules` as in `ChainState`."""
 
@@ -151,7 +163,8 @@ def evaluate_chain(chain: Chain, modules: tuple[ModuleState, ...], h: PyTree, ke
 
     for link, state in zip(chain.links, modules, strict=True):
         if isinstance(link, Stack):
-            h, _ = jax.lax.scan(lambda h, block, m=link.block: (run(m, block, h), None), h, state)
+            depth = len(link.names)  # blocks may have no state at all
+            h, _ = jax.lax.scan(lambda h, block, m=link.block: (run(m, block, h), None), h, state, depth)
         else:
             h = run(link, state, h)
     return h

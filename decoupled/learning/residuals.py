@@ -1,6 +1,7 @@
 """What a pullback needs of the forward pass, made small enough to be kept for many modules at once."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,3 +37,13 @@ def unpacked(leaf: Shaped[Array, "..."], like: Shaped[Array, "*shape"]) -> Shape
     if like.dtype != jnp.bool_:
         return leaf
     return jnp.unpackbits(leaf, count=like.size).reshape(like.shape).astype(bool)
+
+
+def strongly_typed(tree: PyTree) -> PyTree:
+    """The same values, none of which gives way to another type, as Python's numbers do."""
+
+    def strong(leaf: Any) -> Array:
+        leaf = jnp.asarray(leaf)
+        return jax.lax.convert_element_type(leaf, leaf.dtype) if leaf.weak_type else leaf
+
+    return jax.tree.map(strong, tree)

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
+import jax.numpy as jnp
 
 from decoupled.argument_checks import check_module, listed
 from decoupled.errors import UsageError
 from decoupled.learning.state import Shared
+from decoupled.leaves import is_real
 from decoupled.modules.chains import like_output
 from decoupled.shapes import Integer
 from decoupled.types import Array, Module, PyTree
@@ -25,9 +27,10 @@ class Stack(NamedTuple):
 
     Attributes:
       block: the module that is repeated; its output has the shape of its input.
-      names: of the copies, lowest first; at least two.
+      names: of the copies, lowest first.
       recompute_every: where blocks wait for their gradient, the input of every so many-th block is computed
-        again from that of the block below, by one more forward pass of it; the others are kept. 0: all are.
+        again from that of the block below, by one more forward pass of it; the others are kept. 0: all are;
+        1 cannot be, since what is computed again is made of what is kept.
     """
 
     block: Module
@@ -61,13 +64,23 @@ def stack_equal(modules: Sequence[Module]) -> list[Module | Stack]:
 
 
 def check_link(where: str, value: Any) -> None:
-    """That what was given is a Module or a Stack.
+    """That what was given is a Module, or a Stack of one.
 
     Raises:
-      UsageError: as `check_module` does.
+      UsageError: as `check_module` does; or there are no names, or `recompute_every` cannot be.
     """
     if not isinstance(value, Stack):
         check_module(where, value)
+        return
+    block, names, every = value
+    check_module(f"{where}, the block of a stack", block)
+    if not (isinstance(names, (tuple, list)) and names and all(isinstance(name, str) for name in names)):
+        raise UsageError(f"{where}: a stack's names are {names!r}, but must be one string a block")
+    if not isinstance(every, int) or isinstance(every, bool) or every < 0 or every == 1:
+        raise UsageError(
+            f"{where} ({value.name}): recompute_every is {every!r}, but must be 2 or more, or 0 to keep all"
+            " inputs: one that is computed again is made of one that is kept"
+        )
 
 
 def modules_of(link: Module | Stack) -> tuple[Module, ...]:
@@ -92,7 +105,7 @@ def check_block(stack: Stack, variables: PyTree, h: PyTree) -> None:
 def _text(h: PyTree) -> str:
     """Shapes and types of an activation."""
     leaves, structure = jax.tree.flatten(h)
-    texts = [f"{leaf.dtype}{list(leaf.shape)}" for leaf in leaves]
+    texts = [f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}" for leaf in leaves]
     return texts[0] if structure == jax.tree.structure(0) else f"{structure.unflatten(texts)}"
 
 
@@ -118,10 +131,14 @@ def take(stacked: PyTree, i: Index) -> PyTree:
 
 
 def put(stacked: PyTree, slot: PyTree, i: Index) -> PyTree:
-    """Every leaf with slot i replaced."""
+    """Every leaf with slot i replaced; real numbers in the precision of the others."""
 
     def write(leaf: Array | Shared, new: Array | Shared) -> Array | Shared:
-        return leaf if isinstance(leaf, Shared) else jax.lax.dynamic_update_index_in_dim(leaf, new, i, 0)
+        if isinstance(leaf, Shared) or isinstance(new, Shared):
+            return leaf
+        if is_real(leaf) and is_real(new):
+            new = new.astype(leaf.dtype)
+        return jax.lax.dynamic_update_index_in_dim(leaf, new, i, 0)
 
     return jax.tree.map(write, stacked, slot, is_leaf=is_shared)
 

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 
 from decoupled.learning.chain import Chain, ChainState, ChainStep
 from decoupled.learning.module_update import Passed, Rules, at_once, forward, no_metrics, vary_over
-from decoupled.learning.residuals import made_of, packed, unpacked
+from decoupled.learning.residuals import made_of, packed, strongly_typed, unpacked
 from decoupled.learning.stack import Index, Stack, put, take
 from decoupled.learning.state import BoundaryMetrics, EstimatorState, ModuleState
-from decoupled.shapes import Bool, Integer, Shaped
+from decoupled.shapes import Bool, Shaped
 from decoupled.types import Array, Key, PyTree
 
 # (piece of the chain, its state, h) -> what its walk returns.
@@ -76,12 +76,14 @@ class PassedStack(NamedTuple):
     """A stack that has run forward and waits for its gradient.
 
     Attributes:
+      depth: number of blocks.
       h_out: of the highest block.
       slots: of all blocks.
       h_in: (index of a block, states of all) -> its input; what is above it may have been updated.
       block: (its index, its state, its input, its slot) -> a block as it has run forward.
     """
 
+    depth: int
     h_out: PyTree
     slots: Slot
     h_in: Callable[[Index, ModuleState], PyTree]
@@ -99,7 +101,11 @@ def run_up(
     depth, every = len(stack.names), stack.recompute_every
 
     def run(state: ModuleState, h: PyTree, i: Index) -> Passed:
-        return forward(rules, stack.block, state, h, jax.random.fold_in(key, first + i), lowest=False)
+        # Loops make strong types of weak ones, and a pullback's arrays must be the same in all of them. And
+        # what is alike on all devices below one block (a mask of ones) need not be so above it.
+        state, h = strongly_typed((state, vary_over(rules.axis_name, h)))
+        passed = forward(rules, stack.block, state, h, jax.random.fold_in(key, first + i), lowest=False)
+        return passed._replace(h_out=vary_over(rules.axis_name, passed.h_out))
 
     def pullback_of(params: PyTree, h: PyTree, others: tuple[PyTree, Array]) -> list[Array]:
         mutable, i = others
@@ -109,7 +115,7 @@ def run_up(
         """Of an input among those that are kept; one that is not has the place of the next."""
         return i - i // every if every else i
 
-    lowest = take(modules, 0)
+    lowest, h = strongly_typed((take(modules, 0), vary_over(rules.axis_name, h)))
     is_kept = made_of(pullback_of, lowest.params, h, (lowest.state, jnp.int32(0)))
     room = jax.tree.map(lambda leaf: jnp.zeros((place(depth - 1) + 1, *leaf.shape), leaf.dtype), h)
 
@@ -142,7 +148,7 @@ def run_up(
         ]
         return Passed(again.h_out, slot.state, structure.unflatten(leaves))
 
-    return PassedStack(h_out, slots, h_in, block)
+    return PassedStack(depth, h_out, slots, h_in, block)
 
 
 def update_on_the_way_down(
@@ -152,7 +158,7 @@ def update_on_the_way_down(
     grad_h_out: PyTree,
     update_block: Callable[[Index, ModuleState, Passed, PyTree], tuple[ModuleState, PyTree]],
     update_below: Callable[
-        [Integer[Array, ""], EstimatorState, PyTree, PyTree],
+        [Index, EstimatorState, PyTree, PyTree],
         tuple[EstimatorState, BoundaryMetrics | None, PyTree],
     ],
 ) -> tuple[tuple[ModuleState, EstimatorState, BoundaryMetrics | None], PyTree]:
@@ -171,7 +177,7 @@ def update_on_the_way_down(
     Returns:
       The new state, and the gradient of the lowest block's input.
     """
-    highest = jax.tree.leaves(state[0].params)[0].shape[0] - 1
+    highest = passed.depth - 1
 
     def turn(n: Index, carry: PyTree) -> PyTree:
         i = highest - n

@@ -25,7 +25,7 @@ from decoupled.learning.module_update import (
     forward,
     no_metrics,
 )
-from decoupled.learning.stack import Stack, highest, with_highest
+from decoupled.learning.stack import Index, Stack, highest, with_highest
 from decoupled.learning.stack_loops import (
     PassedStack,
     run_up,
@@ -110,7 +110,7 @@ def walk(
             return chosen(active(offsets[k] + i), new, old), grad
 
         def update_below(
-            i: Array, old: EstimatorState, h: PyTree, grad: PyTree
+            i: Index, old: EstimatorState, h: PyTree, grad: PyTree
         ) -> tuple[EstimatorState, BoundaryMetrics | None, PyTree]:
             fitted, metrics = fit(rules, spec, old, h, examples, grad)
             signal = spec.reads.choose(error, grad)

@@ -1,7 +1,6 @@
 """Training in one call: arrays and a network in, trained state and history out."""
 
 import contextlib
-import math
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,16 +12,31 @@ import numpy as np
 
 from decoupled.data.augment import AS_THEY_ARE
 from decoupled.data.dataset import rows_from, take
-from decoupled.errors import TrainingError, UsageError
+from decoupled.errors import UsageError
 from decoupled.estimators.checks import check_weight
 from decoupled.extras import extra
 from decoupled.learning.learner import Learner
 from decoupled.learning.stack import Stack
 from decoupled.learning.state import LearnerState
-from decoupled.training.arrays import Arrays, arrays_of, check_alike, fingerprint, placed
+from decoupled.training.arrays import (
+    Arrays,
+    arrays_of,
+    check_alike,
+    fingerprint,
+    inputs_of,
+    placed,
+)
 from decoupled.training.average import evaluated
 from decoupled.training.clock import Clock, Times
 from decoupled.training.defaults import learner_of, metric_of
+from decoupled.training.fit_checks import (
+    callbacks_of,
+    check_evaluated,
+    check_finite,
+    check_labels,
+    is_true,
+    whole_number,
+)
 from decoupled.training.inner_loop import Between, Pace, Position, take_steps
 from decoupled.training.interruption import StopRequests
 from decoupled.training.objectives import Metric
@@ -67,8 +81,13 @@ class Fitted(NamedTuple):
     interrupted: bool
 
     def predict(self, x: PyTree) -> PyTree:
-        """The network's output for inputs like those of training, (examples, ...), in evaluation mode."""
+        """The network's output for inputs like those of training, (examples, ...), in evaluation mode.
+
+        Raises:
+          UsageError: x holds what is no array of numbers, or arrays of unequal lengths.
+        """
         predict, state = jax.jit(self.learner.predict), evaluated(self.state)
+        x = inputs_of("predict", x)
         count = len(jax.tree.leaves(x)[0])
         parts = [
             predict(state, take(x, np.arange(start, min(start + self.batch_size, count))))
@@ -81,13 +100,13 @@ def fit(
     learner: Learner | Sequence[Module | Stack],
     data: tuple[PyTree, ...],
     *,
-    epochs: int,
+    epochs: int | np.integer,
     estimator: Estimator | Sequence[Estimator] | None = None,
-    batch_size: int = 128,
+    batch_size: int | np.integer = 128,
     validation: tuple[PyTree, ...] | None = None,
     metric: Metric | Callable[[Any, Any], Any] | None = None,
     callbacks: Iterable[Callable[[Epoch], Any]] | Callable[[Epoch], Any] = (),
-    seed: int = 0,
+    seed: int | np.integer = 0,
     progress: bool = True,
     workdir: str | os.PathLike[str] | None = None,
 ) -> Fitted:
@@ -127,7 +146,13 @@ def fit(
     held = None if validation is None else arrays_of("validation", validation)
     if held is not None:
         check_alike(train, held)
-    _check_lengths(epochs, batch_size, train.examples)
+    epochs, batch_size = whole_number("epochs", epochs, 1), whole_number("batch_size", batch_size, 1)
+    seed = whole_number("seed", seed, 0)
+    if batch_size > train.examples:
+        raise UsageError(
+            f"batch_size is {batch_size}, but there are only {train.examples} examples: choose at most"
+            f" {train.examples}"
+        )
     learner = learner_of(learner, estimator, train.y)
     for what, arrays in (("data", train), ("validation", held)):
         if arrays is not None and arrays.weight is not None:
@@ -141,7 +166,7 @@ def fit(
         epochs=epochs,
         batch_size=batch_size,
         seed=seed,
-        callbacks=(callbacks,) if callable(callbacks) else tuple(callbacks),
+        callbacks=callbacks_of(callbacks),
         show=Progress if progress else SilentProgress,
     )
     signals = (signal.SIGINT,) if workdir is None else (signal.SIGINT, signal.SIGTERM)
@@ -197,6 +222,10 @@ def _train(job: _Job, requests: StopRequests, folder: Any) -> tuple[Position, li
     init_key, step_key = jax.random.split(jax.random.key(job.seed))
     first = take(train, np.arange(batch_size))
     start = jax.jit(learner.init)(init_key, first.x, first.y), no_totals(learner)
+    check_labels("data", train, learner, start[0], first.x)
+    if job.held is not None:
+        check_evaluated(learner, metric, start[0], train, job.held, batch_size)
+        check_labels("validation", job.held, learner, start[0], first.x)
     position = Position(*start, done=0)
     if saved is not None:
         state, totals = folder.restored(saved, start)
@@ -224,7 +253,7 @@ def _train(job: _Job, requests: StopRequests, folder: Any) -> tuple[Position, li
         speed = clock.report(done) * batch_size
         totals = totals._replace(boundaries=learner.each_boundary(totals.boundaries))
         history.append({"epoch": done // per_epoch, **means(totals, metric.name)})
-        _check_finite(learner, history[-1], folder)
+        check_finite(learner, history[-1], folder, train)
 
     def look(done: int, state: LearnerState, *_: Any) -> bool:
         nonlocal ended
@@ -232,12 +261,12 @@ def _train(job: _Job, requests: StopRequests, folder: Any) -> tuple[Position, li
         if (held := job.held) is not None:
             split = (held.x, held.y) if held.weight is None else held
             entry |= {f"validation_{name}": value for name, value in evaluate(state, split).items()}
-            _check_finite(learner, entry, folder)
+            check_finite(learner, entry, folder, held)
         shown = {name: value for name, value in entry.items() if isinstance(value, float)}
         display.show(done, {**shown, "examples/s": speed})
         for callback in job.callbacks:
             answer = callback(Epoch(done // per_epoch, jax.tree.map(jnp.copy, state), dict(entry)))
-            ended |= isinstance(answer, (bool, np.bool_)) and bool(answer)
+            ended |= is_true(answer)
         return ended
 
     def keep(done: int, state: LearnerState, totals: Totals) -> None:
@@ -263,29 +292,3 @@ def _train(job: _Job, requests: StopRequests, folder: Any) -> tuple[Position, li
                 f"interrupted after step {position.done} of {last}: what there is is returned{kept}"
             )
     return position, history
-
-
-def _check_lengths(epochs: Any, batch_size: Any, count: int) -> None:
-    for name, value in (("epochs", epochs), ("batch_size", batch_size)):
-        if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
-            raise UsageError(f"{name} is {value!r}, but must be a whole number of 1 or more")
-    if batch_size > count:
-        raise UsageError(
-            f"batch_size is {batch_size}, but there are only {count} examples: choose at most {count}"
-        )
-
-
-def _check_finite(learner: Learner, entry: dict[str, Any], folder: Any) -> None:
-    told = {name: value for name, value in entry.items() if isinstance(value, float)}
-    names = [module.name for module in learner.modules]
-    told |= {
-        f"the estimator after {name}": value
-        for name, value in zip(names, entry["estimator_loss"], strict=False)
-        if value is not None
-    }
-    if bad := [name for name, value in told.items() if not math.isfinite(value)]:
-        kept = "" if folder is None else f"; the checkpoint before is in {folder.path}"
-        raise TrainingError(
-            f"not finite: {', '.join(bad)} (seen after epoch {entry['epoch']}{kept}): lower the learning"
-            " rates, clip gradients (optax.clip_by_global_norm), or normalise"
-        )

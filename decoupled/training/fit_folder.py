@@ -25,6 +25,8 @@ class FitFolder:
     """
 
     def __init__(self, path: str | os.PathLike[str], facts: dict[str, Any]):
+        if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
+            raise UsageError(f"workdir is {path!r}, but must be the path of a folder")
         self.path = Path(path).expanduser().absolute()
         self._facts = facts
         if (self.path / "config.json").exists():

@@ -9,6 +9,7 @@ import pytest
 
 import decoupled
 from decoupled import estimators
+from decoupled.learning.stack import Stack
 from tests import helpers
 
 KEY = jax.random.key(7)
@@ -421,3 +422,15 @@ def test_a_list_of_optimizers_has_one_each():
         decoupled.make_learner(modules, [SYNTHETIC["linear"]] * 2, loss, [sgd, sgd], sgd)
     with pytest.raises(decoupled.UsageError, match=r"^estimator_optimizer 1: .* not an optax"):
         decoupled.make_learner(modules, [SYNTHETIC["linear"]] * 2, loss, sgd, [sgd, 1])
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_parameters_that_have_no_gradient_are_refused(stacked):
+    block = decoupled.from_functions(
+        lambda key, h: {"table": jnp.arange(3)}, lambda params, h: h * params["table"].sum(), "looks_up"
+    )
+    output = helpers.mlp_modules(depth=1)[-1]
+    link = Stack(block, ("looks_up", "again")) if stacked else block
+    learner = helpers.make_learner([link, output], estimators.linear())
+    with pytest.raises(decoupled.UsageError, match=r"looks_up: params\['table'\] is of type int32, which"):
+        learner.init(jax.random.key(0), *helpers.batch())

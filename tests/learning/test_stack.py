@@ -33,10 +33,10 @@ def modules(depth, width=4, **options):
     return [lowest, *(block._replace(name=f"hidden_{i}") for i in range(1, depth)), output]
 
 
-def learner_of(links, estimator, **options):
+def learner_of(links, estimator, loss=losses.softmax_cross_entropy, **options):
     adam = optax.adam(0.05)
     boundaries = [estimator] * (len(links) - 1)
-    return decoupled.make_learner(links, boundaries, losses.softmax_cross_entropy, adam, adam, **options)
+    return decoupled.make_learner(links, boundaries, loss, adam, adam, **options)
 
 
 def learners(estimator, depth=4, **options):
@@ -134,6 +134,41 @@ def test_backprop_in_a_stack_is_jax_grad_and_optax_clipped_block_by_block(parts)
         chex.assert_trees_all_close(new.opt_state, opt_state, atol=1e-6)
 
 
+@pytest.mark.parametrize("lowest_is_a_stack", [False, True])
+def test_blocks_may_own_nothing_and_be_fed_what_has_no_type_of_its_own(lowest_is_a_stack):
+    """Weakly typed activations, as `where` gives of Python's numbers; and NumPy's float64, as users do."""
+    block = decoupled.from_functions(lambda key, h: {}, lambda params, h: jnp.sin(h) * 1.0, "wave")
+    sign = block._replace(apply=lambda params, state, h, key, train: (jnp.where(h > 0, 1.0, -1.0), state))
+    output = decoupled.from_functions(
+        lambda key, h: jax.random.normal(key, (5, helpers.CLASSES)), lambda w, h: h @ w, "output"
+    )
+    below, depth = [] if lowest_is_a_stack else [sign], 3
+    links = [*below, Stack(block, tuple(f"wave_{i}" for i in range(depth)), recompute_every=2), output]
+    learner = helpers.make_learner(links, estimators.backprop())
+    x, y = np.asarray(helpers.batch()[0], np.float64), helpers.batch()[1]
+    state = learner.init(KEY, x, y)
+    before = learner.unstack(state)
+    new = jax.jit(learner.update)(state, x, y, KEY)[0]
+    *_, expected = helpers.mean_loss_gradients(learner.modules, before, jnp.asarray(x), y, KEY)
+    *_, gradient = helpers.steps_taken(before, learner.unstack(new))
+    np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-6)
+    wave = np.sin(np.sin(np.sin(x if lowest_is_a_stack else np.sign(x))))
+    np.testing.assert_allclose(learner.predict(state, x), wave @ state.modules[-1].params, atol=1e-5)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", ["linear", "bp_lambda"])
+def test_a_stack_of_float64_keeps_its_types(name):
+    block = decoupled.from_functions(lambda key, h: {}, lambda params, h: jnp.sin(h), "wave")
+    learner = learner_of([Stack(block, ("a", "b")), block], METHODS[name], loss=lambda out, y: out[:, 0])
+    x = jax.ShapeDtypeStruct((8, helpers.CLASSES), jnp.float64)
+    y = jax.ShapeDtypeStruct((8,), jnp.int32)
+    state = jax.eval_shape(learner.init, KEY, x, y)
+    new, metrics = jax.eval_shape(learner.update, state, x, y, KEY)
+    assert metrics.output.dtype == metrics.loss.dtype == jnp.float64
+    chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
+
+
 def test_a_stack_that_waits_over_devices():
     """In parts and with batch statistics, under shard_map; against the same parts on one device."""
     links = stack_equal(modules(3, norm="batch"))
@@ -158,6 +193,32 @@ def test_a_stack_that_waits_over_devices():
     new = jax.jit(over)(state, *twice, KEY)
     expected = jax.jit(update(None).update)(state, x, y, KEY)[0]
     chex.assert_trees_all_close(new, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_mask_that_is_alike_on_all_devices_may_cease_to_be_or_be_made_anew():
+    def made(name, apply, width=4):
+        def init(key, h):
+            return jax.random.normal(key, (jax.tree.leaves(h)[-1].shape[-1], width))
+
+        return decoupled.from_functions(init, apply, name)
+
+    lower = made("lower", lambda w, h: {"a_mask": jnp.ones(len(h), bool), "h": h @ w})
+    narrows = made("narrows", lambda w, h: {"a_mask": h["a_mask"] & (h["h"][:, 0] > 0), "h": h["h"] @ w})
+    anew = made("anew", lambda w, h: {"a_mask": jnp.ones(len(h["h"]), bool), "h": h["h"] @ w})
+    upper = made("upper", lambda w, h: h["h"] @ w * h["a_mask"][:, None], helpers.CLASSES)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    whole, shares = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec("data")
+    links = [lower, Stack(narrows, ("a", "b")), Stack(anew, ("c", "d"), recompute_every=2), upper]
+    learner = helpers.make_learner(links, estimators.backprop(), axis_name="data")
+    x, y = helpers.batch()
+    state = jax.eval_shape(learner.init, KEY, x, y)
+    over = jax.shard_map(
+        lambda *given: learner.update(*given)[0],
+        mesh=mesh,
+        in_specs=(whole, shares, shares, whole),
+        out_specs=whole,
+    )
+    chex.assert_trees_all_equal_shapes_and_dtypes(jax.eval_shape(over, state, x, y, KEY), state)
 
 
 def test_backprop_in_a_stack_takes_a_quarter_less_memory_than_scanned():
@@ -245,6 +306,10 @@ def test_memory_of_unequal_modules_does_not_grow_either():
     assert temporary[1] < 1.25 * temporary[0]
 
 
+def stacked(names, every=0):
+    return learner_of([Stack(modules(2)[1], names, every), modules(1)[1]], estimators.backprop())
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -254,6 +319,11 @@ def test_memory_of_unequal_modules_does_not_grow_either():
             r"a to b cannot be a stack: a block makes float32\[64, 4\] of float32\[64, 5\]; put",
         ),
         (lambda: dispatched(learners(UNLOCKED["linear"])[1]), "is a stack: a dispatched update takes"),
+        (lambda: stacked("ab"), "module 0: a stack's names are 'ab', but must be"),
+        (lambda: stacked(()), r"module 0: a stack's names are \(\), but must be"),
+        (lambda: stacked(("a", "b"), 1), r"module 0 \(a to b\): recompute_every is 1, but must be"),
+        (lambda: stacked(("a", "b"), -3), "recompute_every is -3, but"),
+        (lambda: learner_of([Stack(HiddenLayer(4), ("a", "b"))], None), "block of a stack.*from_linen"),
     ],
 )
 def test_what_cannot_be_stacked_is_refused(make, message):

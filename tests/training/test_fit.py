@@ -60,8 +60,8 @@ def by_hand(learner, data, steps, seed=0):
     return state
 
 
-def quiet(learner, data, epochs=2, **options):
-    return decoupled.fit(learner, data, epochs=epochs, batch_size=BATCH, progress=False, **options)
+def quiet(learner, data, epochs=2, batch_size=BATCH, **options):
+    return decoupled.fit(learner, data, epochs=epochs, batch_size=batch_size, progress=False, **options)
 
 
 def two_inputs():
@@ -315,10 +315,30 @@ def test_without_orbax_only_a_workdir_fails(monkeypatch, tmp_path):
         quiet(learner, (X, Y), workdir=tmp_path)
 
 
+def test_what_numpy_gives_is_as_what_python_does(tmp_path):
+    """Numbers, another machine's order of bytes, a label of no class that does not count, a true answer."""
+    learner, weight = classifier(), np.arange(EXAMPLES) > 1
+    expected = quiet(learner, (X, Y, weight), epochs=1, seed=3)
+    labels = np.where(weight, Y, -100)
+    result = quiet(
+        learner,
+        (X.astype(">f8"), labels, weight),
+        epochs=np.int64(2),
+        batch_size=np.int64(BATCH),
+        seed=np.int64(3),
+        workdir=tmp_path,
+        callbacks=lambda epoch: jnp.asarray(True),
+    )
+    chex.assert_trees_all_equal(result.state, expected.state)
+    assert result.predict(X[:1].astype(">f4")).shape == (1, 3)
+    with pytest.raises(decoupled.UsageError, match=r"^predict: x\[0\]\[0\] is"):
+        result.predict(X.tolist())
+
+
 def test_numbers_that_are_not_finite_stop_it():
     sgd = optax.sgd(1.0)
     learner = make_learner([dense("output", 5, 3)], [], losses.softmax_cross_entropy, sgd, sgd)
-    with pytest.raises(decoupled.TrainingError, match=r"^not finite: loss .*after epoch 1.*: lower"):
+    with pytest.raises(decoupled.TrainingError, match=r"^not finite: loss .*after epoch 1.*: lower.*and x"):
         quiet(learner, (np.full_like(X, np.inf), Y))
 
 
@@ -365,6 +385,18 @@ SG = estimators.linear()
         (classifier(), (X, Y), {"validation": X}, "validation is a ndarray"),
         (classifier(), (X, Y), {"validation": ((X, X), Y)}, r"x of validation is \(array, array\), but"),
         (classifier(), (X, Y), {"validation": (X[0:5, 0], Y[:5])}, r"x of validation has shape \(5,\)"),
+        (classifier(), (X, Y), {"validation": (X[:, :4], Y)}, r"x of validation has shape \(11, 4\), but"),
+        (classifier(), (X, Y), {"validation": (X, Y / 2)}, "takes integer labels, not float32"),
+        (classifier(), (X, Y), {"validation": (X, Y + 1)}, "^validation: label 3 of example . is outside"),
+        (classifier(), (X, Y - 1), {}, r"^data: label -1 of example . is outside 0\.\.2"),
+        (classifier(), (X, Y, np.full(EXAMPLES, np.nan)), {}, "a weight is nan, but each must"),
+        (classifier(), (X, Y, -np.ones(EXAMPLES)), {}, r"a weight is -1\.0, but"),
+        (classifier(), (X.astype("M8[s]"), Y), {}, "x is of type datetime64"),
+        (classifier(), (X, Y), {"seed": 1.5}, "seed is 1.5, but must be a whole number of 0 or more"),
+        (classifier(), (X, Y), {"seed": -1}, "seed is -1, but"),
+        (classifier(), (X, Y), {"callbacks": [print, 5]}, "callbacks: .* not 5"),
+        (classifier(), (X, Y), {"callbacks": None}, "callbacks: .* not None"),
+        (classifier(), (X, Y), {"workdir": 5}, "workdir is 5, but must be"),
         (classifier(), (X, Y), {"metric": "accuracy"}, "name a function or a Metric"),
         (classifier(), (X, Y), {"metric": lambda o, y: o}, r"metric gives \(4, 3\) for a batch of 4"),
     ],
