@@ -11,6 +11,7 @@ SOURCES = [*ROOT.glob("*.py"), *(p for d in ("decoupled", "configs") for p in (R
 BETWEEN_PROCESSES = {
     "decoupled/asynchronous/messages.py": {"pickle"},
     "decoupled/asynchronous/program.py": {"pickle"},
+    "decoupled/data/stream.py": {"cloudpickle"},  # whether grain can send the user's own object
 }
 MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "torch", "yaml"}
 BUILTINS = {"eval", "exec", "compile", "__import__"}

@@ -220,15 +220,13 @@ def _moved_by(chain: Chain, tx: optax.GradientTransformation) -> Chain:
 
 def _split(
     leaf: Shaped[AnyArray, "rows *shape"], batch: int, count: int
-) -> Shaped[Array, "{count} part *shape"]:
+) -> Shaped[Array, "parts part *shape"]:
     """Parts along a new first axis, dealt out row by row, so that each device has some of every part."""
     parts = leaf.reshape(batch // count, count, leaf.shape[0] // batch, *leaf.shape[1:])
     return jnp.moveaxis(parts, 1, 0).reshape(count, leaf.shape[0] // count, *leaf.shape[1:])
 
 
-def _join(
-    leaf: Shaped[Array, "{count} part *shape"], batch: int, count: int
-) -> Shaped[Array, "rows *shape"]:
+def _join(leaf: Shaped[Array, "parts part *shape"], batch: int, count: int) -> Shaped[Array, "rows *shape"]:
     """The way back."""
     rows = leaf.shape[0] * leaf.shape[1]
     parts = leaf.reshape(count, batch // count, rows // batch, *leaf.shape[2:])

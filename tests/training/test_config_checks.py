@@ -67,6 +67,7 @@ def test_every_number_has_a_range_and_the_defaults_are_legal():
 AT_MOST_ONE = ["update_probability", "model.mlp.dropout", "estimator.recursive_least_squares.decay"]
 AT_MOST_ONE += ["model.vgg.dropout", "model.vit.dropout"]
 AT_MOST_ONE += ["estimator.bp_lambda.lam", "estimator.similarity.weight", "estimator.mean_teacher.decay"]
+AT_MOST_ONE += ["estimator.borrowed_readout.decay", "estimator.borrowed_next.decay"]
 ZERO_IS_ALLOWED = [*AT_MOST_ONE, "seed", "validation_examples", "crop_padding", "model.mlp.depth"]
 ZERO_IS_ALLOWED += ["model.vit.depth", "read_workers"]
 ZERO_IS_ALLOWED += [
@@ -163,7 +164,9 @@ def test_a_value_in_the_place_of_a_section(section):
 
 
 def test_an_estimator_within_itself():
-    message = r"config.estimator.bp_lambda.estimator is 'bp_lambda': choose one of backprop, conv"
+    message = (
+        r"config.estimator.bp_lambda.estimator is 'bp_lambda': choose one of backprop, borrowed_readout, c"
+    )
     with pytest.raises(decoupled.UsageError, match=message):
         build(with_value("estimator.bp_lambda.estimator", "bp_lambda"))
 
