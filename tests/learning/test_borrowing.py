@@ -36,6 +36,10 @@ def all_above(**options):
     return estimators.borrowed_next(TRUE_LOSS, next_modules=9, **options)
 
 
+# Where how much is borrowed makes no difference.
+EITHER = [all_above, pytest.param(readout, marks=pytest.mark.slow)]
+
+
 def learner_of(estimator, modules=None, **options):
     return helpers.make_learner(modules or helpers.mlp_modules(), estimator, RATE, RATE, **options)
 
@@ -94,8 +98,15 @@ def by_hand(modules, state, data, lenders, privates, every, decay):
     return params, privates, copies
 
 
-@pytest.mark.parametrize(("every", "decay"), [(1, 0.0), (3, 0.0), (2, 0.75)])
-@pytest.mark.parametrize("make", [readout, all_above])
+@pytest.mark.parametrize(
+    ("make", "every", "decay"),
+    [
+        (readout, 3, 0.0),
+        (all_above, 2, 0.75),
+        pytest.param(readout, 1, 0.75, marks=pytest.mark.slow),
+        pytest.param(all_above, 1, 0.0, marks=pytest.mark.slow),
+    ],
+)
 def test_steps_are_those_of_the_loss_behind_copies_of_known_age(make, every, decay):
     modules, data = helpers.mlp_modules(), batches(5)
     learner = learner_of(make(every=every, decay=decay), modules)
@@ -174,7 +185,7 @@ def test_what_a_stack_borrows_must_be_the_same_above_all_its_blocks():
         learner_of(estimators.borrowed_next(TRUE_LOSS, 2), links)
 
 
-@pytest.mark.parametrize("make", [readout, all_above])
+@pytest.mark.parametrize("make", EITHER)
 def test_dispatched_steps_and_steps_on_two_devices_borrow_alike(make):
     learner, data = learner_of(make(every=2)), batches(4)
     start, *_, expected = trained(learner, data)
@@ -254,7 +265,7 @@ def test_padded_tokens_go_through_private_and_borrowed_blocks(kind):
     )
     learner = learner_of(estimator, modules, batch_axes=2)
     x, y, weight = tokens(0.0)
-    state = learner.init(KEY, x, y)
+    state = jax.jit(learner.init)(KEY, x, y)
     update = jax.jit(learner.update)
     new, metrics = update(state, x, y, KEY, weight)
 
@@ -266,7 +277,7 @@ def test_padded_tokens_go_through_private_and_borrowed_blocks(kind):
             h = module.apply(p, {}, h, KEY, True)[0]
         return (CROSS_ENTROPY(h.reshape(15, -1), y.reshape(-1)) * weight.reshape(-1)).sum() / weight.sum()
 
-    value, gradients = jax.value_and_grad(loss)((state.modules[0].params, above.params))
+    value, gradients = jax.jit(jax.value_and_grad(loss))((state.modules[0].params, above.params))
     expected = jax.tree.map(lambda p, g: p - RATE * g, state.modules[0].params, gradients[0])
     chex.assert_trees_all_close(new.modules[0].params, expected, rtol=1e-4, atol=1e-6)
     if kind == "readout":
@@ -278,7 +289,7 @@ def test_padded_tokens_go_through_private_and_borrowed_blocks(kind):
     chex.assert_trees_all_close(other, new, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("make", [readout, all_above])
+@pytest.mark.parametrize("make", EITHER)
 def test_examples_of_no_weight_and_microbatches_change_nothing(make):
     x, y = helpers.batch()
     padded = jnp.concatenate([x, jnp.full_like(x[:4], jnp.nan)]), jnp.concatenate([y, y[:4]])

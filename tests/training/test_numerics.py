@@ -19,6 +19,8 @@ from decoupled.training.progress import Progress
 from decoupled.training.step import Totals
 from decoupled.training.workdir import NoWorkdir
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def run(path, **changes):
     settings = digits.get_config()

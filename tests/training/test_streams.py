@@ -10,6 +10,8 @@ from configs import digits
 from decoupled.training import NoWorkdir, Workdir, own_names, train_and_evaluate
 from decoupled.training.builder import build
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 MINE = """
 import numpy as np
 

@@ -19,6 +19,8 @@ from decoupled.training.saved_config import read_config
 from decoupled.training.step import alignment_step, evaluator, no_totals
 from tests.helpers import gate
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 MINE = """
 import numpy as np
 from flax import linen as nn

@@ -11,6 +11,8 @@ from decoupled.training import Workdir, own_names, train_and_evaluate
 from decoupled.training.builder import build
 from decoupled.training.predict import load_predictor
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 MINE = """
 import jax.numpy as jnp
 import numpy as np
