@@ -107,9 +107,10 @@ class Borrows(NamedTuple):
 
     Attributes:
       bind: (modules, batch_axes) -> Estimator: the functions, once it is known of what the copies are,
-        lowest first, and how many axes count examples (see `make_learner`). `init` makes what is trained;
-        estimates and fits are given it together with the copies, as `WithBorrowed`, and `est_gradient`
-        has the structure of what is trained.
+        lowest first, and how many axes count examples (see `make_learner`). They alone are taken of it:
+        whatever else there is to say of an estimator, the one that borrows says. `init` makes what is
+        trained; estimates and fits are given it together with the copies, as `WithBorrowed`, and
+        `est_gradient` has the structure of what is trained.
       next_modules: so many above the boundary are copied, fewer where there are no more; None: the last
         of the network is.
       every: steps from one renewal to the next, at least 1.

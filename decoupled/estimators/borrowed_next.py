@@ -97,9 +97,10 @@ def borrowed_next(
 
         is_trained = estimator.training_gradient is not None
         fit = training_gradient if is_trained else None
-        return Estimator("", init, estimate, fit, optimizer=estimator.optimizer, **traits)
+        return Estimator("", init, estimate, fit)
 
     traits: Any = {
+        "optimizer": estimator.optimizer,
         "sees_y": estimator.sees_y,
         "own_loss": True,
         "y_in_fit_alone": estimator.y_in_fit_alone,

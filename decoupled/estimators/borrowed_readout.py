@@ -114,7 +114,7 @@ def borrowed_readout(
 
             return jax.value_and_grad(mean)(est_params.own)
 
-        return Estimator("", init, estimate, training_gradient if private else None, **traits)
+        return Estimator("", init, estimate, training_gradient if private else None)
 
     traits: dict[str, Any] = {
         "own_loss": True,

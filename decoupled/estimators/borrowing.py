@@ -14,7 +14,7 @@ def borrower(name: str, borrows: Borrows, **traits: Any) -> Estimator:
 
     Args:
       name: how metrics and tables call it.
-      traits: other fields that hold before and after.
+      traits: other fields.
 
     Raises:
       UsageError: `borrows` asks for what cannot be.

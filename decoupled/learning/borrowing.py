@@ -37,8 +37,9 @@ def bound(chain: Chain, batch_axes: int) -> Chain:
             return spec
         lent = tuple(module._replace(name="") for module in _lenders(chain, k, spec.borrows))
         if (spec, lent) not in made:
-            made[spec, lent] = spec.borrows.bind(lent, batch_axes)._replace(
-                name=spec.name, borrows=spec.borrows
+            own = spec.borrows.bind(lent, batch_axes)
+            made[spec, lent] = spec._replace(
+                init=own.init, estimate=own.estimate, training_gradient=own.training_gradient
             )
         return made[spec, lent]
 

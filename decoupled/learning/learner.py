@@ -97,7 +97,9 @@ class Learner(NamedTuple):
         """Refuses an optimizer that asks for the last step's loss where `what` has none to tell."""
         links = (link.block if isinstance(link, Stack) else link for link in self.chain.links)
         chosen = [self.rules.optimizer_for(module) for module in links]
-        chosen += [self.rules.optimizer_of(estimator) for estimator in self.chain.estimators]
+        fitted = [spec for spec in self.chain.estimators if spec.training_gradient is not None]
+        # What an estimator makes of the one for all may hide it.
+        chosen += [*map(self.rules.optimizer_of, fitted), *[self.rules.estimator_optimizer] * len(fitted)]
         if any(isinstance(optimizer, ValueGiven) for optimizer in chosen):
             raise UsageError(
                 f"an optimizer asks for the value of the loss, which is not known in {what}:"

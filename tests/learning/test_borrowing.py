@@ -14,6 +14,7 @@ from decoupled import estimators, from_functions, from_linen, losses
 from decoupled.estimators.local_loss import from_local_loss
 from decoupled.learning.dispatch import dispatched
 from decoupled.learning.stack import Stack
+from decoupled.learning.watch import read_watches, watched_estimator
 from decoupled.parallel.pipeline import make_mesh, make_pipeline
 from tests import helpers
 
@@ -318,6 +319,21 @@ def test_what_lifts_an_estimator_lifts_one_that_borrows():
     chex.assert_trees_all_close(*states, rtol=1e-5, atol=1e-6)
     with pytest.raises(decoupled.UsageError, match="each gives an estimator one array"):
         estimators.each(all_above())
+
+
+def test_what_is_said_of_an_estimator_that_borrows_holds_once_it_has():
+    """Its optimizer, above all: of the one within, and with what has been put around it."""
+    teacher = estimators.mean_teacher(helpers.CLASSES, (4,))
+    learner = learner_of(watched_estimator(estimators.borrowed_next(teacher, every=9)))
+    x, y = helpers.batch()
+    start = learner.init(KEY, x, y)
+    state, _ = jax.jit(learner.update)(start, x, y, KEY)
+    names = [watch.name for watch in read_watches(learner.chain, state.modules, state.estimators)]
+    assert names == ["the fit of the estimator after hidden_0", "the fit of the estimator after hidden_1"]
+    before, after = start.estimators[0].params, state.estimators[0].params
+    moved = jax.tree.map(lambda a, t: 0.99 * a + 0.01 * t, before["average"], before["teacher"])
+    chex.assert_trees_all_close(after["average"], moved, rtol=1e-6, atol=1e-7)
+    assert (learner.estimators[0].own_loss, learner.estimators[0].estimate_sees) == (True, ("h",))
 
 
 def test_mistakes_are_told():

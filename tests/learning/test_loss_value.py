@@ -10,6 +10,7 @@ from decoupled import estimators, losses
 from decoupled.learning.dispatch import dispatched
 from decoupled.learning.loss_value import ValueState
 from decoupled.learning.stack import stack_equal
+from decoupled.learning.watch import watched_estimator
 from tests import helpers
 
 KEY = jax.random.key(2)
@@ -85,3 +86,6 @@ def test_where_no_loss_is_known_it_is_refused():
     linear = helpers.every_method()["linear"]
     with pytest.raises(decoupled.UsageError, match="asks for the value of the loss"):
         decoupled.make_pipeline(learner_of(SGD, on_plateau(), estimator=linear), mesh)
+    with pytest.raises(decoupled.UsageError, match="asks for the value of the loss"):
+        watched = watched_estimator(linear)  # whose optimizer is made of that for all
+        decoupled.make_pipeline(learner_of(SGD, on_plateau(), estimator=watched), mesh)
