@@ -86,6 +86,6 @@ def test_where_no_loss_is_known_it_is_refused():
     linear = helpers.every_method()["linear"]
     with pytest.raises(decoupled.UsageError, match="asks for the value of the loss"):
         decoupled.make_pipeline(learner_of(SGD, on_plateau(), estimator=linear), mesh)
+    watched = watched_estimator(linear)  # whose optimizer is made of that for all
     with pytest.raises(decoupled.UsageError, match="asks for the value of the loss"):
-        watched = watched_estimator(linear)  # whose optimizer is made of that for all
         decoupled.make_pipeline(learner_of(SGD, on_plateau(), estimator=watched), mesh)
