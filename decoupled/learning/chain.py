@@ -8,11 +8,11 @@ import jax.numpy as jnp
 from decoupled.errors import UsageError, naming
 from decoupled.estimators.checks import check_activation, check_arrays
 from decoupled.learning.module_update import Rules
-from decoupled.learning.stack import Stack, check_block, is_shared, modules_of, take
+from decoupled.learning.stack import Index, Stack, check_block, is_shared, modules_of, take
 from decoupled.learning.state import BoundaryMetrics, EstimatorState, ModuleState
 from decoupled.leaves import per_example, real_part
 from decoupled.modules.chains import like_output, told_apart
-from decoupled.types import Array, Estimator, Key, Module, PyTree
+from decoupled.types import Estimator, Key, Module, PyTree
 
 
 class Chain(NamedTuple):
@@ -27,13 +27,13 @@ class Chain(NamedTuple):
 
     links: tuple[Module | Stack, ...]
     estimators: tuple[Estimator, ...]
-    first: Array | int = 0
+    first: Index = 0
     below: Estimator | None = None
 
     @property
-    def offsets(self) -> tuple[Array | int, ...]:
+    def offsets(self) -> tuple[Index, ...]:
         """For each link, the number of modules below it in the network."""
-        offsets: list[Array | int] = [self.first]
+        offsets: list[Index] = [self.first]
         for link in self.links:
             offsets.append(offsets[-1] + len(modules_of(link)))
         return tuple(offsets[:-1])
@@ -109,13 +109,13 @@ def init_chain_state(rules: Rules, chain: Chain, key: Key, x: PyTree, y: PyTree)
 
     y = per_example(y, rules.batch_axes)
 
-    def start_module(module: Module, index: Array | int, h: PyTree) -> ModuleState:
+    def start_module(module: Module, index: Index, h: PyTree) -> ModuleState:
         variables = module.init(jax.random.fold_in(module_key, index), h)
         _check_params(module, variables.params)
         opt_state = rules.optimizer_for(module).init(variables.params)
         return ModuleState(variables.params, variables.state, opt_state)
 
-    def start_estimator(spec: Estimator, index: Array | int, h: PyTree) -> EstimatorState:
+    def start_estimator(spec: Estimator, index: Index, h: PyTree) -> EstimatorState:
         given = h if spec.sees_whole_h else per_example(real_part(h), rules.batch_axes)
         given = jax.tree.map(jnp.asarray, given)
         est_params = spec.init(jax.random.fold_in(estimator_key, index), given, y)

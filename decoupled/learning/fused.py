@@ -15,6 +15,7 @@ from decoupled.learning.stack import Stack, highest, with_highest
 from decoupled.learning.stack_loops import Run, update_on_the_way_up
 from decoupled.learning.state import BoundaryMetrics
 from decoupled.learning.walk import Active
+from decoupled.shapes import Bool
 from decoupled.types import Array, Key, PyTree, Reads
 
 # So many modules make a piece. Within one, the update of a module and the forward pass of the next run side
@@ -30,7 +31,7 @@ def update_chain(
     examples: Examples,
     key: Key,
     *,
-    opaque_true: Array,
+    opaque_true: Bool[Array, ""],
     active: Active = lambda index: None,
 ) -> ChainStep:
     """Updates every module of a chain, and every estimator that a target reaches.

@@ -16,7 +16,7 @@ from decoupled.learning.examples import examples_of
 from decoupled.learning.fused import pieces_of, update_chain
 from decoupled.learning.loss_value import ValueGiven, remember, with_value
 from decoupled.learning.module_update import Rules, backward, error_of, estimate_at, fit, forward, mean_of
-from decoupled.learning.stack import Stack, check_link, modules_of
+from decoupled.learning.stack import Index, Stack, check_link, modules_of
 from decoupled.learning.state import (
     BoundaryMetrics,
     EstimatorState,
@@ -25,6 +25,7 @@ from decoupled.learning.state import (
     ModuleState,
     ModuleStep,
 )
+from decoupled.shapes import AnyArray, Bool, Shaped
 from decoupled.types import Array, Estimator, Key, Loss, Module, PyTree
 from decoupled.weights import mean
 
@@ -177,14 +178,18 @@ def make_learner(
         return LearnerState(jnp.zeros((), jnp.int32), parts.modules, estimators)
 
     def update(
-        state: LearnerState, x: PyTree, y: PyTree, key: Key, weight: Array | None = None
+        state: LearnerState,
+        x: PyTree,
+        y: PyTree,
+        key: Key,
+        weight: Shaped[AnyArray, "*examples"] | None = None,
     ) -> tuple[LearnerState, Metrics]:
         x, examples = examples_of(x, y, weight, batch_axes)
         # Modules fold their own index into the key; the next number is free for the coins.
         coin_key = jax.random.fold_in(key, len(flat_modules))
         coins = jax.random.bernoulli(coin_key, jnp.asarray(probabilities), (len(probabilities),))
 
-        def active(index: Array | int) -> Array | None:
+        def active(index: Index) -> Bool[Array, ""] | None:
             return None if min(probabilities) == 1.0 else coins[index]
 
         parts = ChainState(state.modules, state.estimators)
@@ -212,7 +217,7 @@ def make_learner(
             y: PyTree,
             key: Key,
             signal: PyTree = None,
-            weight: Array | None = None,
+            weight: Shaped[AnyArray, "*examples"] | None = None,
         ) -> ModuleStep:
             h_in, examples = examples_of(h_in, y, weight, batch_axes)
             passed = forward(
@@ -232,7 +237,11 @@ def make_learner(
 
     def estimator_update(i: int):
         def update_estimator(
-            estimator: EstimatorState, h: PyTree, y: PyTree, target: PyTree, weight: Array | None = None
+            estimator: EstimatorState,
+            h: PyTree,
+            y: PyTree,
+            target: PyTree,
+            weight: Shaped[AnyArray, "*examples"] | None = None,
         ) -> tuple[EstimatorState, BoundaryMetrics | None]:
             (h, target), examples = examples_of((h, target), y, weight, batch_axes)
             return fit(rules, flat_estimators[i], estimator, h, examples, target)

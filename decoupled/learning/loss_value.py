@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from decoupled.learning.state import BoundaryMetrics, EstimatorState, ModuleState
+from decoupled.shapes import Float
 from decoupled.types import Array, PyTree
 
 
@@ -47,7 +48,7 @@ def with_value(optimizer: optax.GradientTransformation) -> optax.GradientTransfo
 def remember(
     modules: tuple[ModuleState, ...],
     estimators: tuple[EstimatorState, ...],
-    loss: Array,
+    loss: Float[Array, ""],
     boundaries: tuple[BoundaryMetrics | None, ...],
 ) -> tuple[tuple[ModuleState, ...], tuple[EstimatorState, ...]]:
     """The states with the values for the next step.

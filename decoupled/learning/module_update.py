@@ -19,6 +19,7 @@ from decoupled.learning.state import BoundaryMetrics, EstimatorState, ModuleStat
 from decoupled.leaves import like, per_example, real_part, with_real_part
 from decoupled.losses import output_error
 from decoupled.precision import at_least_float32
+from decoupled.shapes import Bool, Float, Shaped
 from decoupled.types import Array, Estimator, Key, Loss, Module, PyTree
 from decoupled.weights import as_cotangent, as_gradient, divided, stand_in, zeroed
 
@@ -101,7 +102,7 @@ def backward(
     state: ModuleState,
     passed: Passed,
     grad_h_out: PyTree,
-    weight: Array | None = None,
+    weight: Shaped[Array, " rows"] | None = None,
 ) -> tuple[ModuleState, PyTree]:
     """Own backward and own update; returns the module's new state and grad_h_in (None for the lowest).
 
@@ -130,7 +131,10 @@ def moved(tx: optax.GradientTransformation, state: _State, gradient: PyTree) -> 
 
 
 def by_rows(
-    rules: Rules, scale: Callable[[PyTree, Array | None], PyTree], gradient: PyTree, weight: Array | None
+    rules: Rules,
+    scale: Callable[[PyTree, Array | None], PyTree],
+    gradient: PyTree,
+    weight: Shaped[Array, " rows"] | None,
 ) -> PyTree:
     """A gradient scaled example by example, in the shape it has."""
     return like(scale(per_example(gradient, rules.batch_axes), weight), gradient)
@@ -164,7 +168,7 @@ def estimate_at(
     return like(estimate, real)
 
 
-def error_of(rules: Rules, output: PyTree, examples: Examples) -> tuple[Array, PyTree]:
+def error_of(rules: Rules, output: PyTree, examples: Examples) -> tuple[Float[Array, " rows"], PyTree]:
     """The losses of all examples, in one axis, and the output error, shape of the output's real part."""
     rows = counted(rules, per_example(output, rules.batch_axes), examples)
     losses, error = output_error(rules.loss, rows, examples.y, examples.weight)
@@ -214,7 +218,7 @@ def no_metrics(spec: Estimator, shape: tuple[int, ...] = ()) -> BoundaryMetrics 
     return BoundaryMetrics(zero, None if spec.own_loss else jnp.zeros_like(zero))
 
 
-def at_once(opaque_true: Array | None, run: Callable[..., PyTree], *args: PyTree) -> PyTree:
+def at_once(opaque_true: Bool[Array, ""] | None, run: Callable[..., PyTree], *args: PyTree) -> PyTree:
     """`run(*args)` as one piece of the program, which the compiler cannot interleave with others.
 
     Left alone, XLA:CPU puts off the small pieces of an update and keeps the large arrays they need, module
@@ -271,7 +275,7 @@ def mean_over(axis_name: str | None, tree: PyTree) -> PyTree:
     return jax.tree.map(mean, tree)
 
 
-def mean_of(axis_name: str | None, means: PyTree, weight: Array | None) -> PyTree:
+def mean_of(axis_name: str | None, means: PyTree, weight: Shaped[Array, " rows"] | None) -> PyTree:
     """Means over the examples of all devices, from those over the examples of each; 0 where none counts."""
     if weight is None:
         return mean_over(axis_name, means)
@@ -281,7 +285,7 @@ def mean_of(axis_name: str | None, means: PyTree, weight: Array | None) -> PyTre
     return _divided_over(axis_name, jax.tree.map(lambda m: m * total, means), total)
 
 
-def _mutable_over(rules: Rules, new: PyTree, old: PyTree, weight: Array | None) -> PyTree:
+def _mutable_over(rules: Rules, new: PyTree, old: PyTree, weight: Shaped[Array, " rows"] | None) -> PyTree:
     """Mutable state of all devices, each by what counts there; the old one where nothing does."""
     if weight is None:
         return mean_over(rules.axis_name, new)
@@ -296,7 +300,7 @@ def _mutable_over(rules: Rules, new: PyTree, old: PyTree, weight: Array | None) 
     return jax.tree.map(over, new, old)
 
 
-def _divided_over(axis_name: str | None, sums: PyTree, number: Array) -> PyTree:
+def _divided_over(axis_name: str | None, sums: PyTree, number: Float[Array, ""]) -> PyTree:
     """Sums divided by a number, both added up over a mapped axis; zero where that number is."""
     if axis_name is not None:
         # A device on which nothing counts may have computed anything.

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import optax
 
+from decoupled.shapes import Float, Integer
 from decoupled.types import Array, PyTree, WithBorrowed
 
 
@@ -46,7 +47,7 @@ class EstimatorState(NamedTuple):
 class LearnerState(NamedTuple):
     """Everything that training changes; `estimators[i]` belongs to the boundary after `modules[i]`."""
 
-    step: Array
+    step: Integer[Array, ""]
     modules: tuple[ModuleState, ...]
     estimators: tuple[EstimatorState, ...]
 
@@ -60,8 +61,8 @@ class BoundaryMetrics(NamedTuple):
         own. R^2 of an SG against the zero predictor is 1 - loss / target_power.
     """
 
-    loss: Array
-    target_power: Array | None
+    loss: Float[Array, "*blocks"]
+    target_power: Float[Array, "*blocks"] | None
 
 
 class Metrics(NamedTuple):
@@ -73,7 +74,7 @@ class Metrics(NamedTuple):
       boundaries: one entry a boundary; None where the estimator is not trained.
     """
 
-    loss: Array
+    loss: Float[Array, ""]
     output: PyTree
     boundaries: tuple[BoundaryMetrics | None, ...]
 
@@ -91,4 +92,4 @@ class ModuleStep(NamedTuple):
     module: ModuleState
     h_out: PyTree
     grad_h_in: PyTree
-    losses: Array | None
+    losses: Float[Array, " rows"] | None

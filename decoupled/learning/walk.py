@@ -33,10 +33,11 @@ from decoupled.learning.stack_loops import (
     update_on_the_way_up,
 )
 from decoupled.learning.state import BoundaryMetrics, EstimatorState, ModuleState
+from decoupled.shapes import Bool
 from decoupled.types import Array, Key, PyTree, Reads
 
 # Index of a module in the network -> whether it takes part in this step; None: all do.
-Active: TypeAlias = Callable[[Array | int], Array | None]
+Active: TypeAlias = Callable[[Index], Bool[Array, ""] | None]
 
 
 def walk(
@@ -47,7 +48,7 @@ def walk(
     examples: Examples,
     key: Key,
     active: Active,
-    opaque_true: Array | None = None,
+    opaque_true: Bool[Array, ""] | None = None,
 ) -> ChainStep:
     """Updates every module of a chain, and every estimator that a target reaches.
 
@@ -104,7 +105,7 @@ def walk(
         spec, passed = specs[k], waiting_stacks.pop(k)
 
         def update_block(
-            i: Array | int, old: ModuleState, block: Passed, grad_h_out: PyTree
+            i: Index, old: ModuleState, block: Passed, grad_h_out: PyTree
         ) -> tuple[ModuleState, PyTree]:
             new, grad = backward(rules, stack.block, old, block, grad_h_out, examples.weight)
             return chosen(active(offsets[k] + i), new, old), grad
@@ -167,7 +168,7 @@ def walk(
     return ChainStep(state, h, grad_h_in, losses, tuple(boundaries), below_metrics)
 
 
-def chosen(active: Array | None, new: PyTree, old: PyTree) -> PyTree:
+def chosen(active: Bool[Array, ""] | None, new: PyTree, old: PyTree) -> PyTree:
     """The new values, or the old ones bit for bit where a module is not updated."""
     if active is None:
         return new

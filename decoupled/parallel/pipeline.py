@@ -29,7 +29,7 @@ from decoupled.learning.learner import Learner
 from decoupled.learning.module_update import no_metrics
 from decoupled.learning.state import BoundaryMetrics, LearnerState
 from decoupled.parallel.stages import cut_into_stages, fit_top, join_states, split_state
-from decoupled.shapes import Float, Shaped
+from decoupled.shapes import AnyArray, Float, Integer, Shaped
 from decoupled.types import Array, Key, PyTree
 from decoupled.weights import mean
 
@@ -231,7 +231,7 @@ def make_pipeline(
         x: PyTree,
         y: PyTree,
         key: Key,
-        weight: Shaped[Array, "*examples"] | None = None,
+        weight: Shaped[AnyArray, "*examples"] | None = None,
     ) -> PipelineState:
         x, examples = examples_outside(x, y, weight, learner.rules.batch_axes)
         lowest = state.stages[0]._replace(inbox=send(Batch(state.fed, x, examples, key), 0))
@@ -262,7 +262,12 @@ def _stage_update(learner: Learner, stage: Chain, measure: Callable | None) -> C
     """(chain, totals, h, examples, key, number) -> (chain, totals, h_out, grad_h_in), jitted, in place."""
 
     def update(
-        chain: ChainState, totals: StageTotals, h: PyTree, examples: Examples, key: Key, number: Array
+        chain: ChainState,
+        totals: StageTotals,
+        h: PyTree,
+        examples: Examples,
+        key: Key,
+        number: Integer[Array, ""],
     ) -> tuple[ChainState, StageTotals, PyTree, PyTree]:
         result = update_chain(learner.rules, stage, chain, h, examples, key, opaque_true=number >= 0)
         new = StageTotals(measure and measure(result.losses, result.h_out, examples), result.boundaries)
