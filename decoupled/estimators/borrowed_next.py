@@ -1,13 +1,11 @@
 """An estimator that stands a few modules higher than its boundary: copies of these lie between."""
 
-from typing import Any
-
 import jax
 
 from decoupled import weights
 from decoupled.argument_checks import check_estimator
 from decoupled.errors import UsageError
-from decoupled.estimators.borrowing import apply_borrowed, borrower
+from decoupled.estimators.borrowing import apply_borrowed, borrower, rows_of
 from decoupled.leaves import like, per_example, real_part, with_real_part
 from decoupled.modules.chains import like_output
 from decoupled.shapes import AnyArray, Float, Shaped
@@ -54,15 +52,11 @@ def borrowed_next(
                 h = apply_borrowed(module, variables, h)
             return real_part(h)
 
-        def rows_of(real: PyTree, weight: AnyArray | None) -> PyTree:
-            rows = per_example(real, batch_axes)
-            return rows if batch_axes == 1 else weights.stand_in(rows, weight)
-
         def init(key: Key, h: PyTree, y: PyTree) -> PyTree:
             for module in modules:
                 variables = jax.eval_shape(module.init, jax.random.key(0), h)
                 h = like_output(module, variables, h)
-            return estimator.init(key, rows_of(real_part(h), None), y)
+            return estimator.init(key, rows_of(real_part(h), batch_axes, None), y)
 
         def estimate(
             est_params: WithBorrowed,
@@ -76,7 +70,8 @@ def borrowed_next(
 
             output, pullback = jax.vjp(up, real_part(h))
             weights_too = (weight,) if estimator.estimate_sees_weight and weight is not None else ()
-            found = estimator.estimate(est_params.own, rows_of(output, weight), y, signal, *weights_too)
+            rows = rows_of(output, batch_axes, weight)
+            found = estimator.estimate(est_params.own, rows, y, signal, *weights_too)
             found = weights.as_cotangent(weights.zeroed(found, weight), weight)
             cotangent = jax.tree.map(lambda g, leaf: g.astype(leaf.dtype), like(found, output), output)
             (gradient,) = pullback(cotangent)
@@ -91,21 +86,17 @@ def borrowed_next(
         ) -> tuple[Float[Array, ""], PyTree]:
             assert estimator.training_gradient is not None
             del target
-            rows = rows_of(above(est_params, h), weight)
+            rows = rows_of(above(est_params, h), batch_axes, weight)
             weights_too = () if weight is None else (weight,)
             return estimator.training_gradient(est_params.own, rows, y, None, *weights_too)
 
         is_trained = estimator.training_gradient is not None
-        fit = training_gradient if is_trained else None
-        return Estimator("", init, estimate, fit)
+        return Estimator("", init, estimate, training_gradient if is_trained else None)
 
-    traits: Any = {
-        "optimizer": estimator.optimizer,
-        "sees_y": estimator.sees_y,
-        "own_loss": True,
-        "y_in_fit_alone": estimator.y_in_fit_alone,
-        "estimate_sees_weight": True,
-        "many_arrays": True,
-        "sees_whole_h": True,
-    }
-    return borrower(f"borrowed_next({estimator.name})", Borrows(bind, next_modules, every, decay), **traits)
+    return borrower(
+        f"borrowed_next({estimator.name})",
+        Borrows(bind, next_modules, every, decay),
+        optimizer=estimator.optimizer,
+        sees_y=estimator.sees_y,
+        y_in_fit_alone=estimator.y_in_fit_alone,
+    )

@@ -1,7 +1,6 @@
 """A local loss whose head ends in the network's own last module, as it was some steps ago."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 from decoupled import weights
 from decoupled.argument_checks import check_loss, check_module, listed
 from decoupled.errors import UsageError
-from decoupled.estimators.borrowing import apply_borrowed, borrower
+from decoupled.estimators.borrowing import apply_borrowed, borrower, rows_of
 from decoupled.leaves import like, per_example, real_part, with_real_part
 from decoupled.losses import checked_losses, softmax_cross_entropy
 from decoupled.modules.chains import init_chain, joined_name
@@ -79,9 +78,7 @@ def borrowed_readout(
         ) -> Float[Array, " batch"]:
             for module, variables in zip(private, own, strict=True):
                 h = apply_borrowed(module, variables, h)
-            rows = per_example(_read(readout, borrowed[0], h), batch_axes)
-            if batch_axes != 1:
-                rows = weights.stand_in(rows, weight)
+            rows = rows_of(_read(readout, borrowed[0], h), batch_axes, weight)
             return checked_losses(loss(rows, y), rows)
 
         def estimate(
@@ -116,13 +113,7 @@ def borrowed_readout(
 
         return Estimator("", init, estimate, training_gradient if private else None)
 
-    traits: dict[str, Any] = {
-        "own_loss": True,
-        "estimate_sees_weight": True,
-        "many_arrays": True,
-        "sees_whole_h": True,
-    }
-    return borrower("borrowed_readout", Borrows(bind, None, every, decay), **traits)
+    return borrower("borrowed_readout", Borrows(bind, None, every, decay))
 
 
 def _read(readout: Module, variables: ModuleVariables, h: PyTree) -> PyTree:

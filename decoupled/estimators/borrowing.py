@@ -6,15 +6,20 @@ from typing import Any
 import jax
 
 from decoupled.errors import UsageError
-from decoupled.types import Borrows, Estimator, ModuleVariables, PyTree
+from decoupled.leaves import per_example
+from decoupled.shapes import AnyArray, Shaped
+from decoupled.types import Borrows, Estimator, Module, ModuleVariables, PyTree
+from decoupled.weights import stand_in
 
 
 def borrower(name: str, borrows: Borrows, **traits: Any) -> Estimator:
     """An estimator before it is known what it borrows: a learner binds it, and nothing else can use it.
 
+    It has a loss of its own, which it takes through modules, and so sees h as they do.
+
     Args:
       name: how metrics and tables call it.
-      traits: other fields.
+      traits: other fields than those that all have who borrow.
 
     Raises:
       UsageError: `borrows` asks for what cannot be.
@@ -31,10 +36,27 @@ def borrower(name: str, borrows: Borrows, **traits: Any) -> Estimator:
             " at a boundary in a model of your own take an estimator that borrows nothing"
         )
 
-    return Estimator(name, nobody_lends, nobody_lends, None, borrows=borrows, **traits)
+    return Estimator(
+        name,
+        nobody_lends,
+        nobody_lends,
+        None,
+        own_loss=True,
+        estimate_sees_weight=True,
+        many_arrays=True,
+        sees_whole_h=True,
+        borrows=borrows,
+        **traits,
+    )
 
 
-def apply_borrowed(module: Any, variables: ModuleVariables, h: PyTree) -> PyTree:
+def rows_of(tree: PyTree, batch_axes: int, weight: Shaped[AnyArray, " batch"] | None) -> PyTree:
+    """What a module has made, one example after another; of tokens that do not count stand-ins."""
+    rows = per_example(tree, batch_axes)
+    return rows if batch_axes == 1 else stand_in(rows, weight)
+
+
+def apply_borrowed(module: Module, variables: ModuleVariables, h: PyTree) -> PyTree:
     """Output of a module in evaluation mode, where nothing is drawn and no statistics are gathered."""
     return module.apply(variables.params, variables.state, h, jax.random.key(0), False)[0]
 

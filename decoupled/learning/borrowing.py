@@ -16,7 +16,7 @@ from decoupled.learning.stack import Stack, modules_of, take
 from decoupled.learning.state import EstimatorState, ModuleState, Shared
 from decoupled.precision import at_least_float32
 from decoupled.shapes import Integer
-from decoupled.types import Array, Borrows, Module, ModuleVariables, PyTree
+from decoupled.types import Array, Borrows, Estimator, Module, ModuleVariables, PyTree
 
 
 def bound(chain: Chain, batch_axes: int) -> Chain:
@@ -29,9 +29,11 @@ def bound(chain: Chain, batch_axes: int) -> Chain:
     Raises:
       UsageError: above the blocks of a stack there are not the same modules.
     """
-    made: dict[Any, Any] = {}  # Equal estimators of equal modules stay equal, and are compiled once.
+    made: dict[
+        tuple[Estimator, tuple[Module, ...]], Estimator
+    ] = {}  # Equal estimators of equal modules stay equal, and are compiled once.
 
-    def bind(k: int) -> Any:
+    def bind(k: int) -> Estimator:
         spec = chain.estimators[k]
         if spec.borrows is None:
             return spec
