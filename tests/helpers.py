@@ -1,5 +1,7 @@
 """Small problems, and oracles written without the code under test."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 
 import decoupled
 from decoupled import estimators
+from decoupled.training import own_names
 from decoupled.training.methods import METHODS, make_estimator
 
 CLASSES = 3
@@ -72,6 +75,21 @@ def noisy(state, seed=1, scale=0.3):
 def gate(names, *in_gate):
     """Parameters of a test: those `in_gate` in every run, the others where slow tests run too."""
     return [name if name in in_gate else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+def folder_with(module, source):
+    """A fixture: a folder with a module of someone's own in it, from which all is run."""
+
+    @pytest.fixture
+    def here(tmp_path, monkeypatch):
+        (tmp_path / f"{module}.py").write_text(source, encoding="utf-8")
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "path", [*sys.path])
+        monkeypatch.setattr(own_names.tempfile, "tempdir", str(tmp_path))
+        yield tmp_path
+        sys.modules.pop(module, None)
+
+    return here
 
 
 def every_method():

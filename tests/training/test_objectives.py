@@ -1,7 +1,6 @@
 """Losses and metrics by name, against NumPy; how a run is judged by them; tasks of other kinds."""
 
 import json
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +12,13 @@ import scipy.special
 import decoupled
 from configs import digits
 from decoupled.data import Preprocess, Split
-from decoupled.training import own_names
 from decoupled.training.builder import build
 from decoupled.training.monitor import Monitor
 from decoupled.training.objectives import LOSSES, METRICS, Metric, own_metric
 from decoupled.training.progress import Progress
 from decoupled.training.step import evaluator
 from decoupled.training.workdir import NoWorkdir
+from tests.helpers import folder_with
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(size=(7, 5, 4)).astype(np.float32)
@@ -161,14 +160,7 @@ loss = each
 """
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    (tmp_path / "tasks.py").write_text(MINE, encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(own_names.tempfile, "tempdir", str(tmp_path))
-    yield tmp_path
-    sys.modules.pop("tasks", None)
+here = folder_with("tasks", MINE)
 
 
 def config(**changes):

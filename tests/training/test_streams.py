@@ -1,14 +1,13 @@
 """A run on a data set that is read while it trains: the run on the same data in memory, and resumed."""
 
-import sys
-
 import chex
 import pytest
 
 import decoupled
 from configs import digits
-from decoupled.training import NoWorkdir, Workdir, own_names, train_and_evaluate
+from decoupled.training import NoWorkdir, Workdir, train_and_evaluate
 from decoupled.training.builder import build
+from tests.helpers import folder_with
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -46,14 +45,7 @@ def ends():
 """
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    (tmp_path / "flow.py").write_text(MINE, encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(own_names.tempfile, "tempdir", str(tmp_path))
-    yield tmp_path
-    sys.modules.pop("flow", None)
+here = folder_with("flow", MINE)
 
 
 def config(**changes):

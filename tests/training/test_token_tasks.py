@@ -12,12 +12,12 @@ import scipy.special
 import decoupled
 from configs import digits
 from decoupled.data import shuffled_batches
-from decoupled.training import Workdir, own_names, read_metrics, train_and_evaluate
+from decoupled.training import Workdir, read_metrics, train_and_evaluate
 from decoupled.training.builder import build
 from decoupled.training.predict import load_predictor
 from decoupled.training.saved_config import read_config
 from decoupled.training.step import alignment_step, evaluator, no_totals
-from tests.helpers import gate
+from tests.helpers import folder_with, gate
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -89,14 +89,7 @@ SETTINGS = {
 WAYS = ("stacked", "dispatched", "mesh", "shard_map", "pmap")
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    (tmp_path / "sequences.py").write_text(MINE, encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(own_names.tempfile, "tempdir", str(tmp_path))
-    yield tmp_path
-    sys.modules.pop("sequences", None)
+here = folder_with("sequences", MINE)
 
 
 def config(**changes):

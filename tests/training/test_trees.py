@@ -7,9 +7,10 @@ import pytest
 
 import decoupled
 from configs import digits
-from decoupled.training import Workdir, own_names, train_and_evaluate
+from decoupled.training import Workdir, train_and_evaluate
 from decoupled.training.builder import build
 from decoupled.training.predict import load_predictor
+from tests.helpers import folder_with
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -94,14 +95,7 @@ def right(output, y):
 """
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    (tmp_path / "forest.py").write_text(MINE, encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(own_names.tempfile, "tempdir", str(tmp_path))
-    yield tmp_path
-    sys.modules.pop("forest", None)
+here = folder_with("forest", MINE)
 
 
 def config(**changes):
