@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 
 from benchmarks.process import json_of
+from decoupled.training.workdir import write_whole
 
 
 class Row(NamedTuple):
@@ -104,8 +105,12 @@ def rows_of(told: dict[str, Any]) -> list[Row]:
     return [Row(**row) for row in told.get("rows", [])]
 
 
-def main(part: Part) -> None:
-    """Measures a part, in this process if it has the devices, and prints a table or one line of JSON."""
+def main(part: Part, keep: Path | None = None) -> None:
+    """Measures a part, in this process if it has the devices, and prints a table or one line of JSON.
+
+    Args:
+      keep: a file for what is found.
+    """
     parser = argparse.ArgumentParser(description=part.title)
     parser.add_argument("--quick", action="store_true", help="tiny settings: shows only that it works")
     parser.add_argument("--json", action="store_true", help="print one line of JSON in place of a table")
@@ -115,8 +120,15 @@ def main(part: Part) -> None:
         os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *missing)).strip()
         os.execv(sys.executable, [sys.executable, "-m", part.module, *sys.argv[1:]])
     rows, verdicts = part.measure(arguments.quick)
+    found = {
+        "command": " ".join(command_of(part, arguments.quick)),
+        "rows": [row._asdict() for row in rows],
+        "verdicts": [verdict._asdict() for verdict in verdicts],
+    }
+    if keep is not None:
+        keep.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(keep, json.dumps({**found, **environment()}, indent=1))
     if arguments.json:
-        found = {"rows": [row._asdict() for row in rows], "verdicts": [v._asdict() for v in verdicts]}
         print(json.dumps({**found, **environment()}))
         return
     print("| question | method | settings | value | unit | ratio | to |\n|" + " --- |" * 7)

@@ -151,26 +151,29 @@ def shuffled_batches(
     images and labels, and their weights where there are some.
     """
     batches_per_epoch(split, batch_size)  # says if there is none
-    for chosen in shuffled_rows(len(split), batch_size, seed, epoch, start):
+    for chosen in order_of_epoch(len(split), batch_size, seed, epoch)[start:]:
         yield rows_of(split, chosen[rows])
 
 
 def batches_from(
     done: int,
-    split: AnySplit,
+    split: AnySplit | tuple[PyTree, ...],
     batch_size: int,
     seed: int,
     epochs: int,
     rows: slice | Integer[np.ndarray, " rows"],
 ) -> Iterator[tuple[PyTree, ...]]:
     """All batches of a run, epoch after epoch (counted from 1), but for the first `done`."""
-    per_epoch = batches_per_epoch(split, batch_size)
+    count = examples_in(split)
     if isinstance(split, Stream):
-        order = _Order(len(split), batch_size, seed, done, per_epoch * epochs, rows)
+        order = _Order(count, batch_size, seed, done, count // batch_size * epochs, rows)
         yield from split.batches(order, in_processes=True)
         return
-    for chosen in rows_from(done, len(split), batch_size, seed, epochs):
-        yield rows_of(split, chosen[rows])
+    finished, start = divmod(done, count // batch_size)
+    for epoch in range(finished + 1, epochs + 1):
+        for chosen in order_of_epoch(count, batch_size, seed, epoch)[start:]:
+            yield rows_of(split, chosen[rows])
+        start = 0
 
 
 def batches_in_order(split: AnySplit | tuple[PyTree, ...], order: Order) -> Iterator[tuple[PyTree, ...]]:
@@ -180,7 +183,12 @@ def batches_in_order(split: AnySplit | tuple[PyTree, ...], order: Order) -> Iter
     return (take(tuple(split), order[i]) for i in range(len(order)))
 
 
-def rows_of(split: AnySplit, chosen: np.ndarray) -> tuple[PyTree, ...]:
+def examples_in(split: AnySplit | tuple[PyTree, ...]) -> int:
+    """How many there are."""
+    return len(split) if isinstance(split, Stream) else len(jax.tree.leaves(split[0])[0])
+
+
+def rows_of(split: AnySplit | tuple[PyTree, ...], chosen: np.ndarray) -> tuple[PyTree, ...]:
     """Images and labels, and weights where there are some."""
     return split.rows(chosen) if isinstance(split, Stream) else take(tuple(split), chosen)
 
@@ -201,30 +209,17 @@ class _Order:
 
     def __getitem__(self, i: int, /) -> np.ndarray:
         epoch, batch = divmod(self.done + i, self.count // self.batch_size)
-        order = _order_of(self.count, self.seed, epoch + 1)
-        return order[batch * self.batch_size : (batch + 1) * self.batch_size][self.rows]
-
-
-def shuffled_rows(
-    count: int, batch_size: int, seed: int, epoch: int, start: int = 0
-) -> Iterator[np.ndarray]:
-    """Which of `count` examples make up each batch of an epoch, from number `start` on: (batch_size,)."""
-    order = _order_of(count, seed, epoch)
-    for i in range(start, count // batch_size):
-        yield order[i * batch_size : (i + 1) * batch_size]
+        return order_of_epoch(self.count, self.batch_size, self.seed, epoch + 1)[batch][self.rows]
 
 
 @functools.lru_cache(2)
-def _order_of(count: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng((seed, epoch)).permutation(count)
-
-
-def rows_from(done: int, count: int, batch_size: int, seed: int, epochs: int) -> Iterator[np.ndarray]:
-    """The same of a whole run, epoch after epoch (counted from 1), but for the first `done` batches."""
-    finished, start = divmod(done, count // batch_size)
-    for epoch in range(finished + 1, epochs + 1):
-        yield from shuffled_rows(count, batch_size, seed, epoch, start)
-        start = 0
+def order_of_epoch(
+    count: int, batch_size: int, seed: int, epoch: int
+) -> Integer[np.ndarray, "batches batch_size"]:
+    """Which of `count` examples make up each batch of an epoch: by (seed, epoch) alone."""
+    order = np.random.default_rng((seed, epoch)).permutation(count)
+    order.flags.writeable = False
+    return order[: count // batch_size * batch_size].reshape(-1, batch_size)
 
 
 def take(arrays: PyTree, rows: np.ndarray) -> PyTree:

@@ -10,6 +10,7 @@ from jax.tree_util import PyTreeDef
 
 from decoupled.errors import UsageError
 from decoupled.shapes import AnyArray, Shaped
+from decoupled.training.feeds import fits_on_device
 from decoupled.types import PyTree
 
 
@@ -111,17 +112,8 @@ def check_alike(data: Arrays, validation: Arrays) -> None:
 
 
 def placed(arrays: Arrays) -> Arrays:
-    """The same on the device, where they take up at most a quarter of the memory that is free there.
-
-    Others stay where they are. A CPU takes its batches from the host's memory as fast.
-    """
-    (device,) = jnp.zeros(()).devices()
-    stats = device.memory_stats() or {}
-    free = stats.get("bytes_limit", 0) - stats.get("bytes_in_use", 0)
-    on_host = [leaf for leaf in jax.tree.leaves(arrays) if isinstance(leaf, np.ndarray)]
-    if 4 * sum(leaf.nbytes for leaf in on_host) > free:
-        return arrays
-    return jax.tree.map(jnp.asarray, arrays)
+    """The same on the device, if they fit in there easily; others stay where they are."""
+    return jax.tree.map(jnp.asarray, arrays) if fits_on_device(arrays) else arrays
 
 
 def fingerprint(arrays: Arrays | None) -> str:

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from decoupled.data.augment import AS_THEY_ARE
-from decoupled.data.dataset import rows_from, take
+from decoupled.data.dataset import take
 from decoupled.errors import UsageError
 from decoupled.estimators.checks import check_weight
 from decoupled.extras import extra
@@ -29,6 +29,7 @@ from decoupled.training.arrays import (
 from decoupled.training.average import evaluated
 from decoupled.training.clock import Clock, Times
 from decoupled.training.defaults import learner_of, metric_of
+from decoupled.training.feeds import Run, compiled
 from decoupled.training.fit_checks import (
     callbacks_of,
     check_evaluated,
@@ -234,19 +235,12 @@ def _train(job: _Job, requests: StopRequests, folder: Any) -> tuple[Position, li
         if saved.step == last or saved.notes["ended"] == epochs:
             return position, history
     execution = one_device(learner, AS_THEY_ARE, metric)
-    weight = () if first.weight is None else (first.weight,)
-    compiled = execution.compile_step(*start, first.x, first.y, step_key, *weight)
+    weight = () if train.weight is None else (train.weight,)
+    run = Run((train.x, train.y, *weight), batch_size, job.seed, epochs)
+    steps = compiled(execution, run, *start, step_key)
     del start, first  # of no use any more where another state was restored
     evaluate = evaluator(learner, AS_THEY_ARE, batch_size, execution, metric)
     clock = Clock(Times(reported_at=position.done))
-
-    def batches() -> Iterator[Arrays]:
-        for rows in rows_from(position.done, train.examples, batch_size, job.seed, epochs):
-            yield take(train, rows)
-
-    def step(state: LearnerState, totals: Totals, batch: Arrays) -> tuple[LearnerState, Totals]:
-        weight = () if batch.weight is None else (batch.weight,)
-        return compiled(state, totals, batch.x, batch.y, step_key, *weight)
 
     def report(done: int, totals: Totals) -> None:
         nonlocal speed
@@ -279,12 +273,12 @@ def _train(job: _Job, requests: StopRequests, folder: Any) -> tuple[Position, li
         requests.begin()
         position = take_steps(
             position,
-            display.following(batches(), position.done),
-            step,
+            steps.begin(position.done),
             lambda: no_totals(learner),
             Pace(per_epoch, last, checkpoints=0 if folder is None else per_epoch),
             clock,
             Between(lambda: requests.noted, lambda done, state: None, report, look, keep),
+            display.move,
         )
         if position.stopped:
             kept = "" if folder is None else f", and a checkpoint is in {folder.path}"

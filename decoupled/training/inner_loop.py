@@ -1,13 +1,17 @@
 """The one loop that takes steps, for train.py and `fit` alike; what is done between steps is theirs."""
 
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 
 from decoupled.training.clock import Clock
+from decoupled.training.feeds import Feed
 from decoupled.training.step import Totals
 from decoupled.types import PyTree
+
+_SECONDS_A_CALL = 0.5
 
 
 class Pace(NamedTuple):
@@ -51,8 +55,8 @@ class Between(NamedTuple):
       asked_to_stop: () -> number of a signal, or 0; called at the same steps in all processes.
       check: (done, state), before anything is reported or kept.
       report: (done, totals), those of the steps since the last report, on the host.
-      look: (done, state, batch, measured, epoch_ends), where the network is measured or an epoch ends.
-        True: this was the last step.
+      look: (done, state, batch, epoch_ends), where the network is measured, on the batch of that step, or
+        an epoch ends; the batch is None where it is not. True: this was the last step.
       keep: (done, state, totals): makes a checkpoint.
       show: (done, state), after that; not where the run stops.
     """
@@ -60,38 +64,49 @@ class Between(NamedTuple):
     asked_to_stop: Callable[[], int]
     check: Callable[[int, PyTree], None]
     report: Callable[[int, Totals], None]
-    look: Callable[[int, PyTree, PyTree, bool, bool], bool]
+    look: Callable[[int, PyTree, PyTree | None, bool], bool]
     keep: Callable[[int, PyTree, PyTree], None]
     show: Callable[[int, PyTree], None] = lambda done, state: None
 
 
 def take_steps(
     position: Position,
-    batches: Iterable[PyTree],
-    step: Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]],
+    feed: Feed,
     new_totals: Callable[[], PyTree],
     pace: Pace,
     clock: Clock,
     between: Between,
+    moved: Callable[[int], None] = lambda done: None,
 ) -> Position:
-    """Takes a step a batch, and returns where that has led.
+    """Takes the steps of a run that are left, and returns where that has led.
 
-    The host waits for the device at reports alone, and where it looks at the network or keeps it.
+    Steps up to the next at which there is something to do are taken in one call, as long as this lasts no
+    more than half a second: so the device does not wait for the host, and the host can be stopped.
 
     Args:
       position: from where; its state and totals are destroyed.
-      batches: of the steps that are left, placed.
-      step: (state, totals, batch) -> (state, totals), which destroys the first two.
+      feed: of the steps that are left.
       new_totals: () -> those of no step.
       clock: stands still between steps, but for reports.
+      moved: is told the number of steps done, after each call.
     """
     state, totals, done, _ = position
-    for batch in batches:
-        state, totals = step(state, totals, batch)
-        done += 1
+    # What several processes do must depend on the number of steps alone.
+    together = jax.process_count() > 1
+    at_a_time = pace.last if together else 1
+    while done < pace.last:
+        started, before = time.monotonic(), done
+        if not together and between.asked_to_stop():  # since the last call
+            at_a_time = 1
+        done = min(_next_pause(done, pace), done + at_a_time)
+        state, totals = feed.take(state, totals, before, done - before)
+        if not together:
+            jax.block_until_ready(totals)
+            at_a_time = _within(_SECONDS_A_CALL, time.monotonic() - started, done - before)
+        moved(done)
         epoch_ends = done % pace.per_epoch == 0
         reported = epoch_ends or _is_due(done, pace.reports)
-        stop = between.asked_to_stop() if reported or jax.process_count() == 1 else 0
+        stop = between.asked_to_stop() if reported or not together else 0
         keep = stop or done == pace.last or _is_due(done, pace.checkpoints)
         measured = pace.measurements > 0 and (done == 1 or _is_due(done, pace.measurements))
         if reported or keep:
@@ -103,7 +118,8 @@ def take_steps(
             continue
         jax.block_until_ready(totals)  # or training would go on during the pause
         with clock.paused():
-            ended = (measured or epoch_ends) and between.look(done, state, batch, measured, epoch_ends)
+            batch = feed.last_batch() if measured else None
+            ended = (measured or epoch_ends) and between.look(done, state, batch, epoch_ends)
             if keep or ended:
                 between.keep(done, state, totals)
             if not stop:
@@ -111,6 +127,18 @@ def take_steps(
         if stop or ended:
             return Position(state, totals, done, stop)
     return Position(state, totals, done)
+
+
+def _next_pause(done: int, pace: Pace) -> int:
+    """The number of the next step after which there is something to do."""
+    intervals = (pace.per_epoch, pace.reports, pace.measurements, pace.checkpoints)
+    pauses = [(done // every + 1) * every for every in intervals if every > 0]
+    return min([1] if done == 0 and pace.measurements > 0 else [*pauses, pace.last])
+
+
+def _within(seconds: float, taken: float, steps: int) -> int:
+    """How many steps can be taken in so many seconds, where `steps` have taken so many."""
+    return max(1, int(seconds * steps / max(taken, 1e-6)))
 
 
 def _is_due(done: int, every: int) -> bool:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 import decoupled
-from decoupled.data import AnySplit, Dataset, Preprocess, batches_from, batches_per_epoch
+from decoupled.data import AnySplit, Dataset, Preprocess, batches_per_epoch
 from decoupled.data.dataset import rows_of
 from decoupled.errors import Interrupted
 from decoupled.learning.learner import Learner
@@ -18,6 +18,7 @@ from decoupled.learning.state import LearnerState
 from decoupled.learning.watch import read_watches
 from decoupled.training.clock import Clock, Times
 from decoupled.training.execution import Execution
+from decoupled.training.feeds import Run, compiled
 from decoupled.training.inner_loop import Between, Pace, Position, take_steps
 from decoupled.training.interruption import StopRequests, agreed
 from decoupled.training.monitor import Monitor
@@ -30,7 +31,7 @@ from decoupled.training.resume import check_data, resume
 from decoupled.training.saved_shapes import to_json
 from decoupled.training.step import Totals, alignment_step, evaluator, no_totals
 from decoupled.training.workdir import NoWorkdir, Workdir
-from decoupled.types import Array, Key, PyTree
+from decoupled.types import Key, PyTree
 
 
 class Job(NamedTuple):
@@ -119,15 +120,8 @@ def _train_and_evaluate(job: Job, workdir: Workdir | NoWorkdir, requests: StopRe
     modules = describe_modules(learner, state, inputs)
 
     state, step_key = execution.place_state(state), execution.place_state(step_key)
-    rows = execution.rows(job.batch_size)
-
-    def arguments(images: PyTree, labels: PyTree, *weight: Array) -> tuple[Any, ...]:
-        """Of a step, behind state and totals."""
-        return images, labels, step_key, *weight
-
-    placed = arguments(*execution.place_batch(jax.tree.map(lambda leaf: leaf[rows], first)))
-    # Compiled ahead: the first step costs no more than others, and no later one can retrace.
-    step = execution.compile_step(state, place_totals(), *placed)
+    run = Run(train, job.batch_size, job.seed, job.epochs)
+    steps = compiled(execution, run, state, place_totals(), step_key)
     align = execution.measure(alignment_step(learner, job.preprocess))
     at_once = min(1000, max(job.batch_size, 100))
     evaluate = evaluator(learner, job.preprocess, at_once, execution, job.metric)
@@ -140,10 +134,11 @@ def _train_and_evaluate(job: Job, workdir: Workdir | NoWorkdir, requests: StopRe
         speed = clock.report(done) * job.batch_size
         monitor.training(done, done / steps_per_epoch, totals, speed)
 
-    def look(done: int, state: PyTree, batch: PyTree, measured: bool, epoch_ends: bool) -> bool:
+    def look(done: int, state: PyTree, batch: PyTree | None, epoch_ends: bool) -> bool:
         """Measures the network between two steps."""
-        if measured:
-            cosines = align(execution.whole_state(state), *arguments(*batch))
+        if batch is not None:
+            images, labels, *weight = batch
+            cosines = align(execution.whole_state(state), images, labels, step_key, *weight)
             monitor.alignment(done, jax.device_get(cosines))
         if epoch_ends:
             monitor.boundaries()
@@ -177,7 +172,7 @@ def _train_and_evaluate(job: Job, workdir: Workdir | NoWorkdir, requests: StopRe
         saved = workdir.resume(progress.say)
         check_data(job.fingerprint, job.dataset.source, saved)
         state, totals, done = resume(
-            execution, saved, workdir.changes, last, step, state, place_totals(), *placed
+            execution, saved, workdir.changes, last, steps.warm_up, state, place_totals()
         )
         # From here on the run goes on for certain.
         workdir.go_on(progress.say, _needed_to_predict(job))
@@ -186,15 +181,14 @@ def _train_and_evaluate(job: Job, workdir: Workdir | NoWorkdir, requests: StopRe
             monitor.go_on(saved.notes["monitor"])
         requests.begin()
         show_test(done, state)
-        batches = batches_from(done, train, job.batch_size, job.seed, job.epochs, rows)
         state, totals, done, stop = take_steps(
             Position(state, totals, done),
-            map(execution.place_batch, batches),
-            lambda state, totals, batch: step(state, totals, *arguments(*batch)),
+            steps.begin(done),
             place_totals,
             pace,
             clock,
             Between(lambda: agreed(requests.noted), check, report, look, keep, show_test),
+            progress.move,
         )
         if stop:
             raise Interrupted(

@@ -8,6 +8,7 @@ estimator, and the similarity loss, which compares the examples of one device.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,7 +22,7 @@ from decoupled.parallel.pipeline import make_mesh
 from decoupled.shapes import Integer, Shaped
 from decoupled.training.execution import Execution
 from decoupled.training.objectives import Metric
-from decoupled.training.step import advance, prepare, train_step
+from decoupled.training.step import advance, prepare, train_loop, train_step
 from decoupled.types import Array, PyTree
 
 AXIS = "data"
@@ -29,14 +30,16 @@ AXIS = "data"
 
 def one_device(learner: Learner, preprocess: Preprocess, metric: Metric) -> Execution:
     """Everything on the first device."""
-    step = jax.jit(train_step(learner, preprocess, metric=metric), donate_argnums=(0, 1))
+    step = train_step(learner, preprocess, metric=metric)
+    one, many = (jax.jit(f, donate_argnums=(0, 1)) for f in (step, train_loop(step)))
     return Execution(
         devices=1,
         rows=lambda batch_size: slice(batch_size),
         place_state=lambda state: state,
-        place_batch=lambda batch: batch,  # the compiled step moves it
-        compile_step=lambda *args: step.lower(*args).compile(),
+        place_batch=jax.device_put,
+        compile_step=lambda *args: one.lower(*args).compile(),
         measure=jax.jit,
+        compile_loop=lambda *args: _compiled_loop(many, *args),
     )
 
 
@@ -199,6 +202,20 @@ def _over(mesh: Mesh, compile_step: Callable) -> Execution:
 
 def _whole_step(step: Callable, mesh: Mesh) -> Execution:
     """One program for all devices, from whole arrays to whole arrays."""
-    replicated = NamedSharding(mesh, P())
-    jitted = jax.jit(step, donate_argnums=(0, 1), out_shardings=replicated)
-    return _over(mesh, lambda *args: jitted.lower(*args).compile())
+    replicated, in_rows = NamedSharding(mesh, P()), NamedSharding(mesh, P(AXIS))
+    loop = train_loop(step, lambda batch: jax.lax.with_sharding_constraint(batch, in_rows))
+    one, many = (jax.jit(f, donate_argnums=(0, 1), out_shardings=replicated) for f in (step, loop))
+    return _over(mesh, lambda *args: one.lower(*args).compile())._replace(
+        compile_loop=lambda *args: _compiled_loop(many, *args)
+    )
+
+
+def _compiled_loop(
+    jitted: Any, state: PyTree, totals: PyTree, data: PyTree, order: Array, key: Array
+) -> Callable[..., tuple[PyTree, PyTree]]:
+    """(state, totals, order, first, count) -> (state, totals): a `train_loop`, compiled for its data."""
+    number = np.int32(0)
+    compiled = jitted.lower(state, totals, data, order, number, number, key).compile()
+    return lambda state, totals, order, first, count: compiled(
+        state, totals, data, order, first, count, key
+    )

@@ -2,12 +2,9 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from decoupled.telling import tell
-
-_Batch = TypeVar("_Batch")
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -24,7 +21,7 @@ class Progress:
     def show(self, step: int, values: dict[str, float]) -> None:
         """Reports the numbers of the last few steps."""
         if self._bar is not None:
-            self._bar.update(step - self._bar.n)
+            self.move(step)
             self._bar.set_postfix({name: _short(value) for name, value in values.items()})
             return
         now = time.monotonic()
@@ -35,12 +32,10 @@ class Progress:
         numbers = "  ".join(f"{name} {_short(value)}" for name, value in values.items())
         tell(f"step {step}/{self._total}  {numbers}  ETA {left:.0f} s")
 
-    def following(self, batches: Iterable[_Batch], done: int) -> Iterator[_Batch]:
-        """The same batches, one a step; the bar moves with them. Before the first, `done` steps are."""
-        for step, batch in enumerate(batches, done):
-            if self._bar is not None:
-                self._bar.update(step - self._bar.n)
-            yield batch
+    def move(self, step: int) -> None:
+        """Moves the bar on, if there is one."""
+        if self._bar is not None:
+            self._bar.update(step - self._bar.n)
 
     def say(self, line: str) -> None:
         """Prints a line that stays."""

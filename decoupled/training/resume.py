@@ -41,10 +41,9 @@ def resume(
     saved: Saved | None,
     changes: Sequence[str],
     last: int,
-    step: Callable,
+    warm_up: Callable[[int, PyTree, PyTree], tuple[PyTree, PyTree]],
     state: PyTree,
     totals: PyTree,
-    *arguments: PyTree,
 ) -> tuple[PyTree, PyTree, int]:
     """The (state, totals, number of steps done) to go on from.
 
@@ -52,9 +51,8 @@ def resume(
       saved: what the first process has found; it is sent to the others.
       changes: of the config since then, field by field.
       last: number of the run's last step.
-      step: compiled.
+      warm_up: (number of steps, state, totals) -> (state, totals); see `Execution`.
       state, totals: of a run that begins; destroyed.
-      arguments: of a first step, all the same.
 
     Raises:
       UsageError: the run is past its last step, or the config was changed so that what was saved does not
@@ -69,7 +67,7 @@ def resume(
             f"the run has done {steps} steps, but this config ends it after {last}: choose more"
             " config.epochs, or another --workdir"
         )
-    like = execution.snapshot(*execution.warm_up(steps, step, state, totals, *arguments))
+    like = execution.snapshot(*warm_up(steps, state, totals))
     leaves = to_host(like) if saved is None else saved.leaves
     try:
         from_host(like, leaves)

@@ -150,6 +150,39 @@ def train_step(
     return step
 
 
+def train_loop(step: Callable, spread: Callable[[PyTree], PyTree] = lambda batch: batch) -> Callable:
+    """A pure (state, totals, data, order, first, count, key) -> (state, totals) that takes many steps.
+
+    `data` are the images, labels and, where there are some, weights of a whole data set; `order` has the
+    rows of each batch of an epoch, (batches, batch_size). Steps are taken on `count` of these, from number
+    `first` on. How many is no part of what is compiled, so that a run's numbers do not depend on how it is
+    cut into calls.
+
+    Args:
+      step: from `train_step`.
+      spread: a batch -> the same, where devices want it.
+    """
+
+    def loop(
+        state: PyTree,
+        totals: PyTree,
+        data: tuple[PyTree, ...],
+        order: Integer[Array, "batches batch_size"],
+        first: Integer[Array, ""],
+        count: Integer[Array, ""],
+        key: Key,
+    ) -> tuple[PyTree, PyTree]:
+        def take(i: Array, carry: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
+            rows = jax.lax.dynamic_index_in_dim(order, first + i, keepdims=False)
+            batch = jax.tree.map(lambda leaf: leaf.at[rows].get(mode="promise_in_bounds"), data)
+            images, labels, *weight = spread(batch)
+            return step(*carry, images, labels, key, *weight)
+
+        return jax.lax.fori_loop(0, count, take, (state, totals))
+
+    return loop
+
+
 def alignment_step(learner: Learner, preprocess: Preprocess) -> Callable:
     """A pure (state, images, labels, key, weight=None) -> cosine of estimate and true gradient,
     (boundaries,); of several arrays as if they were one."""

@@ -12,7 +12,7 @@ from decoupled import data
 from decoupled.data import batches_from
 from decoupled.learning.state import BoundaryMetrics
 from decoupled.learning.watch import Watch
-from decoupled.training import Workdir, builder, loop, read_metrics, train_and_evaluate
+from decoupled.training import Workdir, builder, feeds, read_metrics, train_and_evaluate
 from decoupled.training.builder import build
 from decoupled.training.monitor import Monitor
 from decoupled.training.progress import Progress
@@ -65,7 +65,7 @@ def test_a_bad_batch(skip, tmp_path, monkeypatch):
 
         return usual._replace(train=train)
 
-    monkeypatch.setattr(loop, "batches_from", with_white)
+    monkeypatch.setattr(feeds, "batches_from", with_white)
     monkeypatch.setattr(builder.data, "preprocess", white_is_infinite)
     changes = {"model.norm": "none", "skip_not_finite": skip}
     if not skip:

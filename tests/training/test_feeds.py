@@ -1,0 +1,100 @@
+"""Steps taken many in one call, on a data set that lies on the device: steps one by one are the oracle."""
+
+import itertools
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from configs import digits
+from decoupled.training import Workdir, feeds, read_metrics, train_and_evaluate
+from decoupled.training.builder import build
+from decoupled.training.feeds import Run, brought, compiled, fits_on_device
+from decoupled.training.step import no_totals
+
+pytestmark = pytest.mark.usefixtures("undrawn")
+
+SETTINGS = {
+    "model.mlp.depth": 2,
+    "model.mlp.width": 8,
+    "crop_padding": 1,
+    "batch_size": 64,
+    "validation_examples": 37,
+    "optimizer.schedule": "constant",
+}
+
+
+@pytest.fixture
+def large_device(monkeypatch):
+    """As if any data set had its place on the device."""
+    monkeypatch.setattr(feeds, "fits_on_device", lambda arrays: True)
+
+
+def config(**changes):
+    result = digits.get_config()
+    result.update_from_flattened_dict({**SETTINGS, **changes})
+    return result
+
+
+def taken(mode, done, calls):
+    """State and totals after steps, and the batch of the last; each call takes so many."""
+    job = build(config(**{"parallel.mode": mode}))
+    execution, train = job.execution, job.dataset.train
+    key = execution.place_state(jax.random.key(7))
+    first = (train.images[:64], train.labels[:64])
+    state = job.learner.init(jax.random.key(0), job.preprocess.evaluate(first[0]), first[1])
+    state, totals = execution.place_state(state), execution.place_state(no_totals(job.learner))
+    feed = compiled(execution, Run(train, 64, 3, 3), state, totals, key).begin(done)
+    for count in calls:
+        before = state, totals
+        state, totals = feed.take(state, totals, done, count)
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before))
+        done += count
+    return jax.device_get((state, totals, feed.last_batch()))
+
+
+@pytest.fixture(scope="module")
+def one_by_one():
+    return taken("none", 22, [1] * 5)  # in the second epoch
+
+
+@pytest.mark.parametrize("mode", ["none", "mesh", "shard_map"])
+def test_a_loop_takes_the_same_steps(mode, one_by_one, large_device):
+    chex.assert_trees_all_close(taken(mode, 22, [5]), one_by_one, rtol=2e-3, atol=2e-4)
+
+
+def test_numbers_do_not_depend_on_how_steps_are_cut_into_calls(large_device):
+    whole = taken("none", 0, [18])
+    for cut in ([1, 17], [5, 9, 4]):
+        chex.assert_trees_all_equal(taken("none", 0, cut), whole)
+
+
+@pytest.mark.parametrize("mode", ["none", "mesh"])
+def test_a_run_is_the_same_as_from_batches_that_are_brought(mode, tmp_path, monkeypatch):
+    lines = []
+    for name, fits in (("brought", False), ("lies", True)):
+        monkeypatch.setattr(feeds, "fits_on_device", lambda arrays, fits=fits: fits)
+        settings = config(epochs=2, log_every=7, alignment_every=5, **{"parallel.mode": mode})
+        with Workdir(tmp_path / name, settings.to_dict()) as workdir:
+            train_and_evaluate(build(settings), workdir)
+        lines.append(read_metrics(tmp_path / name))
+    for line, expected in zip(*lines, strict=True):
+        assert (line["kind"], line["step"]) == (expected["kind"], expected["step"])
+        for name in ("loss", "cosine", "estimator_loss"):
+            if name in expected:
+                np.testing.assert_allclose(line[name], expected[name], rtol=1e-2, atol=1e-3)
+
+
+def test_batches_are_on_their_way_before_they_are_asked_for():
+    placed = []
+    batches = brought(lambda batch: placed.append(batch) or batch, iter(range(6)))
+    assert list(itertools.islice(batches, 3)) == [0, 1, 2]
+    assert placed == [0, 1, 2, 3, 4]
+    assert list(batches) == [3, 4, 5]
+
+
+def test_what_fits():
+    on_host = {"x": np.zeros((4, 3), np.uint8), "y": None}
+    assert fits_on_device(jax.tree.map(jax.numpy.asarray, on_host))
+    assert not fits_on_device(on_host) or jax.devices()[0].memory_stats()
