@@ -4,6 +4,7 @@ import collections
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import jax
@@ -98,6 +99,13 @@ def fits_on_device(arrays: PyTree) -> bool:
     return 4 * sum(leaf.nbytes for leaf in on_host) <= free
 
 
+def read_ahead(split: AnySplit | tuple[PyTree, ...]) -> AnySplit | tuple[PyTree, ...]:
+    """The same examples; where a device would wait for batches of them, threads put these together."""
+    if isinstance(split, Stream) or jax.default_backend() == "cpu" or find_spec("grain") is None:
+        return split
+    return Stream(functools.partial(rows_of, split), np.arange(examples_in(split)))
+
+
 def _one_by_one(execution: Execution, run: Run, state: PyTree, totals: PyTree, key: Key) -> Compiled:
     rows = execution.rows(run.batch_size)
 
@@ -109,7 +117,7 @@ def _one_by_one(execution: Execution, run: Run, state: PyTree, totals: PyTree, k
     step = execution.compile_step(state, totals, *first)
 
     def begin(done: int) -> Feed:
-        batches = batches_from(done, run.split, run.batch_size, run.seed, run.epochs, rows)
+        batches = batches_from(done, read_ahead(run.split), run.batch_size, run.seed, run.epochs, rows)
         return one_by_one(
             lambda state, totals, batch: step(state, totals, *arguments(*batch)),
             brought(execution.place_batch, batches),

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from configs import digits
+from decoupled.data import Stream, batches_from
 from decoupled.training import Workdir, feeds, read_metrics, train_and_evaluate
 from decoupled.training.builder import build
-from decoupled.training.feeds import Run, brought, compiled, fits_on_device
+from decoupled.training.feeds import Run, brought, compiled, fits_on_device, read_ahead
 from decoupled.training.step import no_totals
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -92,6 +93,16 @@ def test_batches_are_on_their_way_before_they_are_asked_for():
     assert list(itertools.islice(batches, 3)) == [0, 1, 2]
     assert placed == [0, 1, 2, 3, 4]
     assert list(batches) == [3, 4, 5]
+
+
+def test_a_device_does_not_wait_for_batches_from_the_host(monkeypatch):
+    split = (np.arange(20.0).reshape(10, 2), np.arange(10), np.ones(10, np.float32))
+    assert read_ahead(split) is split  # the CPU has to make them itself
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    run = (3, 1, 2, np.array([0, 2]))  # batch size, seed, epochs, rows of this process
+    found, expected = ([*batches_from(2, each, *run)] for each in (read_ahead(split), split))
+    chex.assert_trees_all_equal(found, expected)
+    assert isinstance(read_ahead(split), Stream)
 
 
 def test_what_fits():
