@@ -14,8 +14,8 @@ Several processes, here or on many hosts, train as one (the same command in each
 Every field of the config can be set on the command line; configs/base.py describes them all.
 A run that was stopped, or killed, goes on from its last checkpoint: the same command, with its --workdir.
 One that has ended does so too, with a larger --config.epochs.
-SIGINT (^C) or SIGTERM stops it after the step it is at, with a checkpoint of that step; before the first
-step, or when it comes a second time, at once.
+SIGINT (^C) or SIGTERM stops it after the steps it is at, half a second of them or one, with a checkpoint;
+before the first step, or when it comes a second time, at once.
 Exit codes: 0 done, 1 failed (data, numbers, disk), 2 a mistake in the command, 130 or 143 stopped by
 SIGINT or SIGTERM.
 """

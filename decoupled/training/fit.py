@@ -115,7 +115,8 @@ def fit(
 
     Each epoch goes through all examples in an order of its own, by whole batches: those left over, fewer
     than one, come up in other epochs. Evaluation leaves none out. ^C, or the notebook's stop, ends training
-    after the step it is at, and what there is is returned; a second one interrupts at once.
+    after the steps it is at, half a second of them or one, and what there is is returned; a second one
+    interrupts at once.
 
     Args:
       learner: from `make_learner`; or a list of modules, which then learn by Adam with a learning rate of

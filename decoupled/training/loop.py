@@ -77,7 +77,7 @@ class Job(NamedTuple):
 def train_and_evaluate(job: Job, workdir: Workdir | NoWorkdir) -> dict[str, Any]:
     """Runs a job to its end, from its last checkpoint if the workdir has one.
 
-    Asked to stop, by SIGINT or SIGTERM, it does so after the step it is at, with a checkpoint; after the
+    Asked to stop, by SIGINT or SIGTERM, it does so after the steps it is at, with a checkpoint; after the
     last one, when all results are on disk.
 
     Returns:
