@@ -19,6 +19,8 @@ def get_config() -> ConfigDict:
     config.validation_examples = 0  # held out of the training set, the same ones in every run
     config.crop_padding = 0  # training images are shifted by up to so many pixels
     config.flip = False  # ... and mirrored half the time
+    # ... and lose a square of so many pixels a side, around any pixel: it may lie partly outside.
+    config.cutout = 0
     # Leading axes of targets that count examples. 2: targets are (examples, time), and every token is an
     # example to estimators, the loss and the metric; the network keeps (examples, time, features).
     config.batch_axes = 1

@@ -70,6 +70,7 @@ RANGES: dict[str, Range] = {
     "seed": whole(0, 2**32 - 1),
     "validation_examples": whole(0),
     "crop_padding": whole(0),
+    "cutout": whole(0),
     "model.mlp.depth": whole(0),
     "model.mlp.width": whole(1),
     "model.mlp.dropout": _BELOW_ONE,

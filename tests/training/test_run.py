@@ -256,6 +256,7 @@ def test_augmentation_and_coins_change_from_step_to_step():
         ({"validation_examples": 1437}, "validation_examples is 1437"),
         ({"seed": -1}, "config.seed is -1: choose a whole number from 0 to 4294967295"),
         ({"crop_padding": 9}, "crop_padding is 9: shifted so far"),
+        ({"cutout": 15}, "cutout is 15: from 15 on, the square leaves nothing"),
         ({"model.mlp.dropout": 2.0}, "config.model.mlp.dropout is 2.0"),
         (
             {"model.cnn.features": (8, 0)},
