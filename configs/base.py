@@ -53,7 +53,10 @@ def get_config() -> ConfigDict:
     )
     config.model.options = ConfigDict()  # of one's own: any fields, which its function asks for
 
-    # Where to cut it: all, none, or after chosen layers, like 0,2,5.
+    # Where to cut it: all, none, after chosen layers, like 0,2,5, or into so many modules, like even:16, of
+    # equally many layers; where these cannot be shared out, the highest modules have one more. The last
+    # module counts, as K does in papers: ResNet-32 and ResNet-110 go up to K = 16 and 55 there, where the
+    # last block has the output layer in its module.
     config.boundaries = "all"
 
     # What stands in for the gradient at a boundary: one of the files in decoupled/estimators, which

@@ -217,7 +217,8 @@ def test_augmentation_and_coins_change_from_step_to_step():
         ({"model.name": "alexnet"}, "config.model.name is 'alexnet': choose one of cnn, mlp, resnet, "),
         ({"model.norm": "group"}, "config.model.norm is 'group': choose one of batch, layer, none"),
         ({"boundaries": "3"}, "cannot cut after layer 3"),
-        ({"boundaries": "first"}, "config.boundaries is 'first': say all, none, or layer indices"),
+        ({"boundaries": "first"}, "config.boundaries is 'first': say all, none, layer indices"),
+        ({"boundaries": "even:9"}, "config.boundaries is 'even:9', but the network has"),
         (
             {"batch_size": 1},
             "normalisation of one example leaves nothing of it: choose a larger batch .*norm=layer",
