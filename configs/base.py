@@ -45,9 +45,10 @@ def get_config() -> ConfigDict:
     vgg_layers = "128,256,pool,256,512,pool,512,pool,512,pool"
     config.model.vgg = ConfigDict({"layers": vgg_layers, "width": 1.0, "dense": (1024,), "dropout": 0.0})
     # For images of 32x32 or so, 6 n + 2 layers deep (20, 32, 44, 56, 110); and for those of 224x224 or so,
-    # 18, 34, 50, 101 or 152. width: channels of the first stage. To boundaries a block is one layer.
+    # 18, 34, 50, 101 or 152; with small_images the same on 32x32 or so, by a 3x3 stem without pooling: the
+    # ResNet-18 of papers on CIFAR. width: channels of the first stage. To boundaries a block is one layer.
     config.model.resnet = ConfigDict({"depth": 20, "width": 16})
-    config.model.resnet_large = ConfigDict({"depth": 18, "width": 64})
+    config.model.resnet_large = ConfigDict({"depth": 18, "width": 64, "small_images": False})
     config.model.vit = ConfigDict(
         {"depth": 6, "width": 192, "heads": 3, "patch_size": 4, "class_token": True, "dropout": 0.0}
     )

@@ -144,6 +144,7 @@ _YES_OR_NO = (
     "download",
     "stream",
     "flip",
+    "model.resnet_large.small_images",
     "model.vit.class_token",
     "estimator.conditioned",
     "estimator.local_loss.linear",

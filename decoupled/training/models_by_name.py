@@ -49,7 +49,7 @@ MODELS: dict[str, Callable[..., list[Module]]] = {
         config.depth, classes, width=config.width, **options
     ),
     "resnet_large": lambda config, classes, **options: models.resnet_large(
-        config.depth, classes, width=config.width, **options
+        config.depth, classes, width=config.width, small_images=config.small_images, **options
     ),
     # Of transformers layer norms are a part, whatever config.model.norm says.
     "vit": lambda config, classes, norm, axis_name, **options: models.vit(

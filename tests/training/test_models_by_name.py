@@ -20,7 +20,10 @@ NETWORKS = {
         models.vgg(10, (6, "pool", 8, "pool", "pool"), dense=(5,)),
     ),
     "resnet": ({"depth": 8, "width": 2}, models.resnet(8, 10, width=2)),
-    "resnet_large": ({"depth": 18, "width": 2}, models.resnet_large(18, 10, width=2)),
+    "resnet_large": (
+        {"depth": 18, "width": 2, "small_images": True},
+        models.resnet_large(18, 10, width=2, small_images=True),
+    ),
     "vit": (
         {"depth": 1, "width": 4, "heads": 2, "patch_size": 4, "class_token": False, "dropout": 0.5},
         models.vit(1, 4, 10, heads=2, patch_size=4, class_token=False),
