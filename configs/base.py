@@ -37,7 +37,9 @@ def get_config() -> ConfigDict:
     config.model.name = "mlp"  # mlp, cnn, vgg, resnet, resnet_large, vit or one's own
     config.model.norm = "batch"  # none, batch or layer; a vit has layer norms, whatever this says
     config.model.backward_rule = "exact"  # or feedback_alignment, sign_symmetric: in Dense and Conv layers
-    config.model.dtype = "float32"  # or bfloat16, for the computation; parameters stay float32
+    # float32 or bfloat16: in which modules compute, and heads of local losses on what these hand on;
+    # parameters and losses stay float32.
+    config.model.dtype = "float32"
     config.model.mlp = ConfigDict({"depth": 6, "width": 256, "dropout": 0.0})
     config.model.cnn = ConfigDict({"features": (32, 64, 128), "kernel_size": 3})
     # layers: channels, and pool where the image is halved; width multiplies channels. The default: VGG8B of
