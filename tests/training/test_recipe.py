@@ -7,9 +7,12 @@ import optax
 import pytest
 
 from configs import cifar
-from decoupled.training import evaluated
+from decoupled import data
+from decoupled.data.published import CIFAR100_LAYOUT
+from decoupled.training import builder, evaluated
 from decoupled.training.builder import build
 from decoupled.training.step import prepare
+from tests.data.formats import cifar_bytes, random_split, write_tar
 from tests.models.tiny import filled
 
 STEPS, WARMUP, RATE, DECAY, SMOOTHING, AVERAGE = 6, 2, 0.05, 0.03, 0.1, 0.6
@@ -107,3 +110,32 @@ def close(state, params):
     for module, own in zip(state.modules, params, strict=True):
         for found, expected in zip(*map(jax.tree.leaves, (module.params, own)), strict=True):
             np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["local_loss", "loss_shaped"])
+def test_cifar_100_by_one_field(method, tmp_path, monkeypatch):
+    """On files as they were published, but for their number of records."""
+    layout = CIFAR100_LAYOUT._replace(train={"train.bin": 30}, test={"test.bin": 10})
+    members = {}
+    for name, count in {**layout.train, **layout.test}.items():
+        images, fine = random_split(0, count, (32, 32, 3), classes=100)
+        members[f"cifar-100-binary/{name}"] = cifar_bytes(images, fine // 5, fine)
+    write_tar(tmp_path / "cifar-100-binary.tar.gz", members)
+    monkeypatch.setitem(
+        builder._LOADERS, "cifar100", lambda folder, download: data.cifar100(folder, download, layout)
+    )
+    config = cifar.get_config()
+    config.dataset = "cifar100"
+    small = {"data_dir": str(tmp_path), "download": False, "validation_examples": 10, "batch_size": 4}
+    config.update_from_flattened_dict({**small, "estimator.name": method})
+    job = build(config)
+    assert (job.dataset.num_classes, len(job.dataset.train), len(job.validation)) == (100, 20, 10)
+    images, labels = (part[:4] for part in job.dataset.train)
+    x = job.preprocess.evaluate(images)
+    state = jax.eval_shape(job.learner.init, jax.random.key(0), x, labels)
+    assert jax.eval_shape(job.learner.predict, state, x).shape == (4, 100)
+    for estimator in state.estimators:
+        assert any(100 in leaf.shape for leaf in jax.tree.leaves(estimator.params))
+    after, metrics = jax.eval_shape(job.learner.update, state, x, labels, jax.random.key(0))
+    assert metrics.output.shape == (4, 100)
+    assert jax.tree.map(jnp.shape, after.modules) == jax.tree.map(jnp.shape, state.modules)
