@@ -22,6 +22,8 @@ MODELS = {
     "mlp": {"model.mlp.depth": 2, "model.mlp.width": 8},
 }
 
+HEADS = ("probe", "borrowed_readout", "borrowed_next")
+
 
 def products(jaxpr):
     """The types of what goes into each matrix product and convolution, inner ones too."""
@@ -47,7 +49,7 @@ def step_of(dtype, model, method):
 
 
 @pytest.mark.parametrize(
-    ("model", "method"), [*itertools.product(MODELS, ["local_loss"]), ("mlp", "probe")]
+    ("model", "method"), [*itertools.product(MODELS, ["local_loss"]), *itertools.product(["mlp"], HEADS)]
 )
 def test_one_flag_leaves_no_product_in_float32(model, method):
     found = list(products(step_of("bfloat16", model, method)))

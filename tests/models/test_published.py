@@ -8,14 +8,16 @@ import jax.numpy as jnp
 import pytest
 
 from decoupled import models
+from tests.commands import ROOT
 
 # Whole numbers are those of torchvision, of GPT-2's release and, for CIFAR, of the PyTorch code that most
 # papers build on (kuangliu/pytorch-cifar, akamaster/pytorch_resnet_cifar10); millions those of the papers.
 PUBLISHED = {
     # Nøkland & Eidnes 2019, tables of MNIST and CIFAR-10; "2x" and "3x" widen convolutions alone.
+    # VGG8B has 8.9M on CIFAR-10 there.
     "VGG8B, MNIST": (models.vgg(10), (28, 28, 1), "7.3M"),
     "VGG8B 2x, MNIST": (models.vgg(10, width=2.0), (28, 28, 1), "28.2M"),
-    "VGG8B, CIFAR-10": (models.vgg(10), (32, 32, 3), "8.9M"),
+    "VGG8B, CIFAR-10": (models.vgg(10), (32, 32, 3), 8_903_434),
     "VGG11B, CIFAR-10": (models.vgg(10, models.VGG11B), (32, 32, 3), "11.6M"),
     "VGG11B 3x, CIFAR-10": (models.vgg(10, models.VGG11B, width=3.0), (32, 32, 3), "91.3M"),
     # He et al. 2016, table 6; ResNet-32 and ResNet-110 have 0.46M and 1.7M there.
@@ -113,3 +115,12 @@ def test_a_resnet_18_for_small_images_halves_them_thrice():
         sizes.append(h.shape[1:])
     assert sizes[0] == (32, 32, 64)
     assert sizes[1:] == [(32 // 2**i, 32 // 2**i, 64 * 2**i) for i in range(4) for _ in range(2)]
+
+
+@pytest.mark.parametrize("name", ["VGG8B, CIFAR-10", "ResNet-32", "ResNet-110", "ResNet-18, CIFAR-10"])
+def test_the_docs_have_these_numbers(name):
+    layers, _, count = PUBLISHED[name]
+    network = name.partition(",")[0]
+    rows = (ROOT / "docs" / "training.md").read_text(encoding="utf-8").splitlines()
+    (row,) = [row for row in rows if row.startswith(f"| {network} |")]
+    assert row.endswith(f"| {count:,} | {len(layers)} |")
