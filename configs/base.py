@@ -19,6 +19,8 @@ def get_config() -> ConfigDict:
     config.validation_examples = 0  # held out of the training set, the same ones in every run
     config.crop_padding = 0  # training images are shifted by up to so many pixels
     config.flip = False  # ... and mirrored half the time
+    # ... and lose a square of so many pixels a side, around any pixel: it may lie partly outside.
+    config.cutout = 0
     # Leading axes of targets that count examples. 2: targets are (examples, time), and every token is an
     # example to estimators, the loss and the metric; the network keeps (examples, time, features).
     config.batch_axes = 1
@@ -35,7 +37,9 @@ def get_config() -> ConfigDict:
     config.model.name = "mlp"  # mlp, cnn, vgg, resnet, resnet_large, vit or one's own
     config.model.norm = "batch"  # none, batch or layer; a vit has layer norms, whatever this says
     config.model.backward_rule = "exact"  # or feedback_alignment, sign_symmetric: in Dense and Conv layers
-    config.model.dtype = "float32"  # or bfloat16, for the computation; parameters stay float32
+    # float32 or bfloat16: in which modules compute, and heads of local losses on what these hand on;
+    # parameters and losses stay float32.
+    config.model.dtype = "float32"
     config.model.mlp = ConfigDict({"depth": 6, "width": 256, "dropout": 0.0})
     config.model.cnn = ConfigDict({"features": (32, 64, 128), "kernel_size": 3})
     # layers: channels, and pool where the image is halved; width multiplies channels. The default: VGG8B of
@@ -43,15 +47,19 @@ def get_config() -> ConfigDict:
     vgg_layers = "128,256,pool,256,512,pool,512,pool,512,pool"
     config.model.vgg = ConfigDict({"layers": vgg_layers, "width": 1.0, "dense": (1024,), "dropout": 0.0})
     # For images of 32x32 or so, 6 n + 2 layers deep (20, 32, 44, 56, 110); and for those of 224x224 or so,
-    # 18, 34, 50, 101 or 152. width: channels of the first stage. To boundaries a block is one layer.
+    # 18, 34, 50, 101 or 152; with small_images the same on 32x32 or so, by a 3x3 stem without pooling: the
+    # ResNet-18 of papers on CIFAR. width: channels of the first stage. To boundaries a block is one layer.
     config.model.resnet = ConfigDict({"depth": 20, "width": 16})
-    config.model.resnet_large = ConfigDict({"depth": 18, "width": 64})
+    config.model.resnet_large = ConfigDict({"depth": 18, "width": 64, "small_images": False})
     config.model.vit = ConfigDict(
         {"depth": 6, "width": 192, "heads": 3, "patch_size": 4, "class_token": True, "dropout": 0.0}
     )
     config.model.options = ConfigDict()  # of one's own: any fields, which its function asks for
 
-    # Where to cut it: all, none, or after chosen layers, like 0,2,5.
+    # Where to cut it: all, none, after chosen layers, like 0,2,5, or into so many modules, like even:16, of
+    # equally many layers; where these cannot be shared out, the highest modules have one more. The last
+    # module counts, as K does in papers: ResNet-32 and ResNet-110 go up to K = 16 and 55 there, where the
+    # last block has the output layer in its module.
     config.boundaries = "all"
 
     # What stands in for the gradient at a boundary: one of the files in decoupled/estimators, which

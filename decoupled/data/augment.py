@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from decoupled.errors import UsageError
-from decoupled.shapes import AnyArray, Float, Shaped, UInt8
+from decoupled.shapes import AnyArray, Bool, Float, Shaped, UInt8
 from decoupled.types import Array, Key, PyTree
 
 
@@ -38,8 +38,10 @@ AS_THEY_ARE = Preprocess(
 )
 
 
-def preprocess(train_images: PyTree, crop_padding: int = 0, flip: bool = False) -> Preprocess:
-    """Standardises each channel by the training images' mean and deviation, after augmentation.
+def preprocess(
+    train_images: PyTree, crop_padding: int = 0, flip: bool = False, cutout: int = 0
+) -> Preprocess:
+    """Standardises each channel by the training images' mean and deviation, after shifts and flips.
 
     Only bytes are, in the shape of images. All else is taken as it is.
 
@@ -48,24 +50,31 @@ def preprocess(train_images: PyTree, crop_padding: int = 0, flip: bool = False) 
         several.
       crop_padding: training images are shifted by up to so many pixels each way; 0 for none.
       flip: whether training images are mirrored half the time.
+      cutout: side, in pixels, of the square that is blanked in each training image; 0 for none.
 
     Raises:
-      UsageError: `crop_padding` is larger than the images, or there are none to augment.
+      UsageError: `crop_padding` or `cutout` leaves nothing of the images, or there are none to augment.
     """
+    augmented = crop_padding or flip or cutout
+    told = f"crop_padding is {crop_padding}, flip is {flip} and cutout is {cutout}"
     if not isinstance(train_images, np.ndarray):
-        if crop_padding or flip:
+        if augmented:
             raise UsageError(
-                f"crop_padding is {crop_padding} and flip is {flip}, but inputs are several arrays, and no"
-                " images (height, width, channels): leave both out"
+                f"{told}, but inputs are several arrays, and no images (height, width, channels): leave"
+                " them out"
             )
         return AS_THEY_ARE
-    if train_images.ndim != 4 and (crop_padding or flip):
+    if train_images.ndim != 4 and augmented:
         raise UsageError(
-            f"crop_padding is {crop_padding} and flip is {flip}, but inputs of shape"
-            f" {train_images.shape[1:]} are no images (height, width, channels): leave both out"
+            f"{told}, but inputs of shape {train_images.shape[1:]} are no images (height, width, channels):"
+            " leave them out"
         )
     if crop_padding and crop_padding > min(train_images.shape[1:3]):
         raise UsageError(f"crop_padding is {crop_padding}: shifted so far, nothing of an image is left")
+    if cutout and cutout >= (covers := 2 * max(train_images.shape[1:3]) - 1):
+        raise UsageError(
+            f"cutout is {cutout}: from {covers} on, the square leaves nothing of an image, wherever it lies"
+        )
     mean, deviation = None, None
     if train_images.ndim == 4 and train_images.dtype == np.uint8:
         mean, deviation = _channel_statistics(train_images)
@@ -77,7 +86,9 @@ def preprocess(train_images: PyTree, crop_padding: int = 0, flip: bool = False) 
             images = random_crop(crop_key, images, crop_padding)
         if flip:
             images = random_flip(flip_key, images)
-        return evaluate(images)
+        inputs = evaluate(images)
+        # A third key beside those two, which stay what they are without it.
+        return random_cutout(jax.random.fold_in(key, 2), inputs, cutout) if cutout else inputs
 
     return Preprocess(train, evaluate, mean, deviation)
 
@@ -127,6 +138,33 @@ def random_flip(
     chex.assert_rank(images, 4)
     flipped = jax.random.bernoulli(key, shape=(images.shape[0], 1, 1, 1))
     return jnp.where(flipped, images[:, :, ::-1], images)
+
+
+def random_cutout(
+    key: Key, inputs: Shaped[AnyArray, "batch height width channels"], side: int
+) -> Shaped[Array, "batch height width channels"]:
+    """Sets a square of each image to zero, to the mean of standardised ones (DeVries & Taylor 2017).
+
+    Its centre may be any pixel, with equal probability, so that a part of the square may lie outside. Of an
+    even side, half lies above and left of the centre, and the rest begins with it.
+
+    Args:
+      side: of the square, in pixels.
+
+    References:
+      DeVries & Taylor 2017, "Improved regularization of convolutional neural networks with cutout" (arXiv
+      1708.04552), section 3.2.
+    """
+    chex.assert_rank(inputs, 4)
+    batch, height, width, _ = inputs.shape
+    centres = jax.random.randint(key, (batch, 2), 0, jnp.asarray([[height, width]]))
+
+    def inside(axis: int, size: int) -> Bool[Array, "batch pixels"]:
+        offsets = jnp.arange(size)[None, :] - (centres[:, axis, None] - side // 2)
+        return (offsets >= 0) & (offsets < side)
+
+    blank = inside(0, height)[:, :, None] & inside(1, width)[:, None, :]
+    return jnp.where(blank[..., None], jnp.zeros((), inputs.dtype), inputs)
 
 
 def _channel_statistics(

@@ -69,11 +69,15 @@ def resnet_large(
     num_outputs: int,
     *,
     width: int = 64,
+    small_images: bool = False,
     norm: str = "batch",
     dtype: DTypeLike = jnp.float32,
     axis_name: str | None = None,
 ) -> list[Module]:
     """For images of 224x224 or so: 7x7 stem with max pooling, four stages of residual blocks, output layer.
+
+    With `small_images` what papers on CIFAR mean by ResNet-18: the stem is the 3x3 convolution of `resnet`,
+    which leaves an image at its size, and the rest is the same.
 
     Shortcuts are projections where the shape changes (He et al., option B). Bottlenecks halve the image
     in their 3x3 convolution, as is usual today, where He et al. did it in the 1x1 below. The blocks of a
@@ -84,6 +88,7 @@ def resnet_large(
       num_outputs: of the last layer.
       width: channels of the first stage, doubled at each of the other three; a bottleneck's output has
         four times as many.
+      small_images: they are of 32x32 or so.
       norm: "none", "batch" or "layer", after each convolution.
       dtype: of the computation; parameters stay float32.
       axis_name: of a mapped axis over which the batch is split, for batch normalisation.
@@ -97,7 +102,7 @@ def resnet_large(
         )
     counts, bottleneck = _LARGE[depth]
     style = {"norm": norm, "dtype": dtype, "axis_name": axis_name}
-    stem = from_linen(Stem(width, large=True, **style), "stem")
+    stem = from_linen(Stem(width, large=not small_images, **style), "stem")
 
     def block(channels: int, stride: int) -> nn.Module:
         kind = BottleneckBlock if bottleneck else BasicBlock

@@ -93,7 +93,7 @@ def build(config: ml_collections.ConfigDict) -> Job:
         return make_learner_of(config, dataset.num_classes, all_steps, axis_name)
 
     learner = learner_on(None)
-    preprocess = data.preprocess(train.images, config.crop_padding, config.flip)
+    preprocess = data.preprocess(train.images, config.crop_padding, config.flip, config.cutout)
     # A second one, now with the data: what does not fit it says so before the workdir is made.
     images, labels, *weight = rows_of(train, np.arange(config.batch_size))
     x = jax.eval_shape(preprocess.evaluate, images)

@@ -1,5 +1,6 @@
 """Names of models, and what each takes of a config; every field is described in configs/base.py."""
 
+import itertools
 import re
 from collections.abc import Callable
 
@@ -48,7 +49,7 @@ MODELS: dict[str, Callable[..., list[Module]]] = {
         config.depth, classes, width=config.width, **options
     ),
     "resnet_large": lambda config, classes, **options: models.resnet_large(
-        config.depth, classes, width=config.width, **options
+        config.depth, classes, width=config.width, small_images=config.small_images, **options
     ),
     # Of transformers layer norms are a part, whatever config.model.norm says.
     "vit": lambda config, classes, norm, axis_name, **options: models.vit(
@@ -84,13 +85,33 @@ def network_of(
 
 
 def parse_boundaries(text: str, num_layers: int) -> list[int]:
-    """Layer indices from "all", "none" or a list like "0,2,5"."""
+    """The indices of layers after which to cut, from "all", "none", a list like "0,2,5", or "even:4".
+
+    The last cuts the layers into 4 modules, as many in each; where they cannot be shared out, the highest
+    modules have one more than the others.
+
+    Raises:
+      UsageError: it is none of these, or there are fewer layers than modules.
+    """
     if text == "all":
         return list(range(num_layers - 1))
     if text == "none":
         return []
+    if even := re.fullmatch(r"even:(\d{1,9})", text):
+        modules = int(even[1])
+        if not 1 <= modules <= num_layers:
+            raise UsageError(
+                f"config.boundaries is {text!r}, but the network has {num_layers} layers: say even:1 to"
+                f" even:{num_layers}"
+            )
+        size, larger = divmod(num_layers, modules)
+        sizes = [size] * (modules - larger) + [size + 1] * larger
+        return [end - 1 for end in itertools.accumulate(sizes[:-1])]
     if not re.fullmatch(r"\d+(,\d+)*", text):
-        raise UsageError(f"config.boundaries is {text!r}: say all, none, or layer indices like 0,2,5")
+        raise UsageError(
+            f"config.boundaries is {text!r}: say all, none, layer indices like 0,2,5, or even:4 for"
+            " 4 modules"
+        )
     return [int(index) for index in text.split(",")]
 
 

@@ -69,7 +69,7 @@ AT_MOST_ONE += ["model.vgg.dropout", "model.vit.dropout"]
 AT_MOST_ONE += ["estimator.bp_lambda.lam", "estimator.similarity.weight", "estimator.mean_teacher.decay"]
 AT_MOST_ONE += ["estimator.borrowed_readout.decay", "estimator.borrowed_next.decay"]
 ZERO_IS_ALLOWED = [*AT_MOST_ONE, "seed", "validation_examples", "crop_padding", "model.mlp.depth"]
-ZERO_IS_ALLOWED += ["model.vit.depth", "read_workers"]
+ZERO_IS_ALLOWED += ["model.vit.depth", "read_workers", "cutout"]
 ZERO_IS_ALLOWED += [
     "optimizer.learning_rate",
     "optimizer.weight_decay",

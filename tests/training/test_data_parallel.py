@@ -23,6 +23,7 @@ SETTINGS = {
     "model.mlp.depth": 2,
     "model.mlp.width": 8,
     "crop_padding": 1,
+    "cutout": 3,
     "flip": True,
     "batch_size": 64,
     "epochs": 1,

@@ -217,7 +217,8 @@ def test_augmentation_and_coins_change_from_step_to_step():
         ({"model.name": "alexnet"}, "config.model.name is 'alexnet': choose one of cnn, mlp, resnet, "),
         ({"model.norm": "group"}, "config.model.norm is 'group': choose one of batch, layer, none"),
         ({"boundaries": "3"}, "cannot cut after layer 3"),
-        ({"boundaries": "first"}, "config.boundaries is 'first': say all, none, or layer indices"),
+        ({"boundaries": "first"}, "config.boundaries is 'first': say all, none, layer indices"),
+        ({"boundaries": "even:9"}, "config.boundaries is 'even:9', but the network has"),
         (
             {"batch_size": 1},
             "normalisation of one example leaves nothing of it: choose a larger batch .*norm=layer",
@@ -256,6 +257,7 @@ def test_augmentation_and_coins_change_from_step_to_step():
         ({"validation_examples": 1437}, "validation_examples is 1437"),
         ({"seed": -1}, "config.seed is -1: choose a whole number from 0 to 4294967295"),
         ({"crop_padding": 9}, "crop_padding is 9: shifted so far"),
+        ({"cutout": 15}, "cutout is 15: from 15 on, the square leaves nothing"),
         ({"model.mlp.dropout": 2.0}, "config.model.mlp.dropout is 2.0"),
         (
             {"model.cnn.features": (8, 0)},
