@@ -71,7 +71,7 @@ def test_numbers_do_not_depend_on_how_steps_are_cut_into_calls(large_device):
         chex.assert_trees_all_equal(taken("none", 0, cut), whole)
 
 
-@pytest.mark.parametrize("mode", ["none", "mesh"])
+@pytest.mark.parametrize("mode", [pytest.param("none", marks=pytest.mark.slow), "mesh"])
 def test_a_run_is_the_same_as_from_batches_that_are_brought(mode, tmp_path, monkeypatch):
     lines = []
     for name, fits in (("brought", False), ("lies", True)):

@@ -13,6 +13,7 @@ from decoupled.training import builder, evaluated
 from decoupled.training.builder import build
 from decoupled.training.step import prepare
 from tests.data.formats import cifar_bytes, random_split, write_tar
+from tests.helpers import gate
 from tests.models.tiny import filled
 
 STEPS, WARMUP, RATE, DECAY, SMOOTHING, AVERAGE = 6, 2, 0.05, 0.03, 0.1, 0.6
@@ -84,7 +85,7 @@ def by_hand(modules, state, batches):
     return found
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", gate(MODELS, "vgg"))
 def test_a_recipe_is_what_it_is_in_optax(model):
     config = cifar.get_config()
     config.update_from_flattened_dict({**RECIPE, "model.name": model, **MODELS[model]})
