@@ -23,8 +23,8 @@ class Execution(NamedTuple):
       compile_step: (state, totals, images, labels, key, weight=None), all placed -> a compiled function
         of the same -> (state, totals), which destroys the first two.
       compile_loop: (state, totals, data, order, key), all placed -> a compiled (state, totals, order,
-        first, count) -> (state, totals), which destroys the first two; see `train_loop`. None: steps are
-        taken one by one.
+        first, count) -> (state, totals), which destroys the first two; see `train_loop`. None, by itself
+        or where it would be made: steps are taken one by one.
       measure: function of whole state and placed batches -> the same, compiled; every process can read
         its results.
       whole_state: state as steps leave it -> as the learner knows it, for `measure`.
@@ -43,7 +43,7 @@ class Execution(NamedTuple):
     place_batch: Callable[[tuple[PyTree, ...]], tuple[PyTree, ...]]
     compile_step: Callable[..., Callable[..., tuple[PyTree, PyTree]]]
     measure: Callable[[Callable[..., PyTree]], Callable[..., PyTree]]
-    compile_loop: Callable[..., Callable[..., tuple[PyTree, PyTree]]] | None = None
+    compile_loop: Callable[..., Callable[..., tuple[PyTree, PyTree]] | None] | None = None
     whole_state: Callable[[PyTree], LearnerState] = lambda state: state
     finish: Callable[[PyTree], PyTree] = lambda state: state
     snapshot: Callable[[PyTree, PyTree], PyTree] = lambda state, totals: (state, totals)

@@ -3,6 +3,7 @@
 import collections
 import functools
 import itertools
+import os
 from collections.abc import Callable, Iterable, Iterator
 from importlib.util import find_spec
 from typing import NamedTuple
@@ -69,8 +70,8 @@ def compiled(execution: Execution, run: Run, state: PyTree, totals: PyTree, key:
     Args:
       state, totals, key: placed, like those of every step.
     """
-    split = run.split
-    if execution.compile_loop is None or isinstance(split, Stream) or not fits_on_device(split):
+    split, compile_loop = run.split, execution.compile_loop
+    if compile_loop is None or isinstance(split, Stream) or not fits_on_device(split):
         return _one_by_one(execution, run, state, totals, key)
     data = execution.place_state(jax.tree.map(jnp.asarray, tuple(split)))
 
@@ -83,7 +84,9 @@ def compiled(execution: Execution, run: Run, state: PyTree, totals: PyTree, key:
         rows = run.order(epoch + 1)[number][execution.rows(run.batch_size)]
         return execution.place_batch(rows_of(run.split, rows))
 
-    loop = execution.compile_loop(state, totals, data, order(1), key)
+    loop = compile_loop(state, totals, data, order(1), key)
+    if loop is None:
+        return _one_by_one(execution, run, state, totals, key)
     return Compiled(
         lambda done: in_a_loop(loop, order, len(run.order(1)), batch_of),
         lambda steps, state, totals: (state, totals),
@@ -91,12 +94,23 @@ def compiled(execution: Execution, run: Run, state: PyTree, totals: PyTree, key:
 
 
 def fits_on_device(arrays: PyTree) -> bool:
-    """Whether arrays are to lie on the device: they do, or need at most a quarter of what is free there."""
-    on_host = [leaf for leaf in jax.tree.leaves(arrays) if not isinstance(leaf, jax.Array)]
+    """Whether arrays are to lie on the device: they do, or need at most a quarter of what is free there.
+
+    On a CPU, which is the machine's own memory, an eighth of all: a run that goes on must find the same.
+    """
+    on_host = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays) if not isinstance(leaf, jax.Array))
     (device,) = jnp.zeros(()).devices()
-    stats = device.memory_stats() or {}
-    free = stats.get("bytes_limit", 0) - stats.get("bytes_in_use", 0)
-    return 4 * sum(leaf.nbytes for leaf in on_host) <= free
+    if (stats := device.memory_stats()) is not None:
+        return 4 * on_host <= stats.get("bytes_limit", 0) - stats.get("bytes_in_use", 0)
+    return 8 * on_host <= _memory()
+
+
+def _memory() -> int:
+    """Of the machine, in bytes; 0 where the system does not tell."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return 0
 
 
 def read_ahead(split: AnySplit | tuple[PyTree, ...]) -> AnySplit | tuple[PyTree, ...]:

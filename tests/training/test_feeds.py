@@ -4,6 +4,7 @@ import itertools
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -24,12 +25,6 @@ SETTINGS = {
     "validation_examples": 37,
     "optimizer.schedule": "constant",
 }
-
-
-@pytest.fixture
-def large_device(monkeypatch):
-    """As if any data set had its place on the device."""
-    monkeypatch.setattr(feeds, "fits_on_device", lambda arrays: True)
 
 
 def config(**changes):
@@ -57,15 +52,17 @@ def taken(mode, done, calls):
 
 @pytest.fixture(scope="module")
 def one_by_one():
-    return taken("none", 22, [1] * 5)  # in the second epoch
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(feeds, "fits_on_device", lambda arrays: False)
+        return taken("none", 22, [1] * 5)  # in the second epoch
 
 
 @pytest.mark.parametrize("mode", ["none", "mesh", "shard_map"])
-def test_a_loop_takes_the_same_steps(mode, one_by_one, large_device):
+def test_a_loop_takes_the_same_steps(mode, one_by_one):
     chex.assert_trees_all_close(taken(mode, 22, [5]), one_by_one, rtol=2e-3, atol=2e-4)
 
 
-def test_numbers_do_not_depend_on_how_steps_are_cut_into_calls(large_device):
+def test_numbers_do_not_depend_on_how_steps_are_cut_into_calls():
     whole = taken("none", 0, [18])
     for cut in ([1, 17], [5, 9, 4]):
         chex.assert_trees_all_equal(taken("none", 0, cut), whole)
@@ -105,7 +102,22 @@ def test_a_device_does_not_wait_for_batches_from_the_host(monkeypatch):
     assert isinstance(read_ahead(split), Stream)
 
 
-def test_what_fits():
-    on_host = {"x": np.zeros((4, 3), np.uint8), "y": None}
-    assert fits_on_device(jax.tree.map(jax.numpy.asarray, on_host))
-    assert not fits_on_device(on_host) or jax.devices()[0].memory_stats()
+def test_what_fits(monkeypatch):
+    class Image:
+        nbytes = 1001
+
+    on_device = {"x": jnp.zeros((4, 3)), "y": None}
+    assert fits_on_device(on_device)
+    for memory, fits in ((8 * 1001, True), (8 * 1001 - 1, False)):
+        monkeypatch.setattr(feeds, "_memory", lambda memory=memory: memory)
+        assert fits_on_device((on_device, Image())) is fits
+
+
+def test_a_step_with_convolutions_is_taken_by_itself_on_a_cpu():
+    settings = config(**{"model.name": "cnn", "model.cnn.features": (2,)})
+    job = build(settings)
+    images, labels = (part[:64] for part in job.dataset.train)
+    state = job.learner.init(jax.random.key(0), job.preprocess.evaluate(images), labels)
+    order = jnp.zeros((1, 64), jnp.int32)
+    arguments = (state, no_totals(job.learner), (images, labels), order, jax.random.key(0))
+    assert job.execution.compile_loop(*arguments) is None

@@ -66,6 +66,7 @@ def test_a_bad_batch(skip, tmp_path, monkeypatch):
         return usual._replace(train=train)
 
     monkeypatch.setattr(feeds, "batches_from", with_white)
+    monkeypatch.setattr(feeds, "fits_on_device", lambda arrays: False)
     monkeypatch.setattr(builder.data, "preprocess", white_is_infinite)
     changes = {"model.norm": "none", "skip_not_finite": skip}
     if not skip:

@@ -63,10 +63,10 @@ def trained(path, job):
 QUICK = {
     "update probability": {"update_probability": 0.5, "model.mlp.dropout": 0.1},
     "pipeline": {"parallel.mode": "pipeline", "parallel.stages": 2},
-    "data on the device": {},
+    "batches that are brought": {},
 }
 SLOW = {
-    "mesh, data on the devices": {"parallel.mode": "mesh", "parallel.devices": 2},
+    "batches that are brought to a mesh": {"parallel.mode": "mesh", "parallel.devices": 2},
     "least squares": {"estimator.name": "recursive_least_squares"},
     "dispatched": {"step": "dispatched"},
     "stacked": {"step": "stacked", "model.mlp.depth": 3},
@@ -80,7 +80,7 @@ SLOW = {
 @pytest.mark.parametrize("case", [*QUICK, *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW)])
 def test_stopped_and_gone_on_is_as_never_stopped(case, tmp_path, monkeypatch):
     settings = config(**{**QUICK, **SLOW}[case])
-    monkeypatch.setattr(feeds, "fits_on_device", lambda arrays: "on the device" in case)
+    monkeypatch.setattr(feeds, "fits_on_device", lambda arrays: "brought" not in case)
     job = build(settings)
     whole = run(tmp_path / "whole", settings, job=job)
     # A stop falls on the step after the report that asks for it, and so between two reports; an epoch has 9
