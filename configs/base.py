@@ -75,6 +75,7 @@ def get_config() -> ConfigDict:
         {"hidden": (64,), "linear": True, "filters": (16,), "kernel_size": 5}
     )
     config.estimator.mean_teacher = ConfigDict({"hidden": (512,), "decay": 0.99})
+    # width: of what is compared of vectors; of maps it is one deviation a channel
     config.estimator.similarity = ConfigDict({"weight": 0.99, "width": 128})
     config.estimator.noise = ConfigDict({"scale": 1.0})
     config.estimator.options = ConfigDict()  # of one's own
