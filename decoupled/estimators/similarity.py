@@ -98,12 +98,13 @@ def _on_maps(h: Float[Array, "batch *features"]) -> bool:
 
 
 def _compared(
-    h: Float[Array, "batch *features"], m: Float[Array, "*inputs outputs"]
+    h: Float[Array, "batch *features"], m: Float[AnyArray, "*inputs outputs"]
 ) -> Float[Array, "batch outputs"]:
     """What S is told of each example."""
     if not _on_maps(h):
         return flatten(h) @ m
-    h = h.astype(jnp.result_type(h, m))
+    dtype = jnp.result_type(h, m)
+    h, m = jnp.asarray(h, dtype), jnp.asarray(m, dtype)
     layout = ("NHWC", "HWIO", "NHWC")
     return deviations(jax.lax.conv_general_dilated(h, m, (1, 1), "SAME", dimension_numbers=layout))
 
