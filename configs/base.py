@@ -74,6 +74,8 @@ def get_config() -> ConfigDict:
     config.estimator.convolutional = ConfigDict({"features": (), "kernel_size": 3})
     config.estimator.recursive_least_squares = ConfigDict({"decay": 0.97, "ridge": 1e-3, "solve_every": 1})
     config.estimator.bp_lambda = ConfigDict({"estimator": "loss_shaped", "lam": 0.5})
+    # depth: layers like those above, below a last one, at the lowest boundary; min_depth: at the highest
+    config.estimator.auxiliary_network = ConfigDict({"depth": 2, "min_depth": 1})
     # of a copy: renewed every so many steps; decay: 0, or what is left of it then, in a running average
     config.estimator.borrowed_readout = ConfigDict({"every": 10, "decay": 0.0})
     config.estimator.borrowed_next = ConfigDict(
@@ -83,6 +85,7 @@ def get_config() -> ConfigDict:
         {"hidden": (64,), "linear": True, "filters": (16,), "kernel_size": 5}
     )
     config.estimator.mean_teacher = ConfigDict({"hidden": (512,), "decay": 0.99})
+    # width: of what is compared of vectors; of maps it is one deviation a channel
     config.estimator.similarity = ConfigDict({"weight": 0.99, "width": 128})
     config.estimator.noise = ConfigDict({"scale": 1.0})
     config.estimator.options = ConfigDict()  # of one's own

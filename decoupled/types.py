@@ -123,6 +123,23 @@ class Borrows(NamedTuple):
     decay: float = 0.0
 
 
+class Structure(NamedTuple):
+    """Of which layers above its boundary an estimator has the structure, with parameters of its own.
+
+    It is told of their functions, and never of their parameters: what is below the boundary waits for
+    nothing above. Layers are modules, or the parts that a module was composed of.
+
+    Attributes:
+      choose: (below, between) -> their places among the `between` layers that lie between the boundary and
+        the network's last, from 0 for the lowest; `below` are under the boundary.
+      bind: (layers, places, batch_axes) -> Estimator: the functions, taken of it as with `Borrows.bind`.
+        `layers` are all above the boundary, lowest first, the network's last among them.
+    """
+
+    choose: Callable[[int, int], tuple[int, ...]]
+    bind: Callable[[tuple[Module, ...], tuple[int, ...], int], Any]
+
+
 class WithBorrowed(NamedTuple):
     """The est_params of an estimator that borrows.
 
@@ -167,6 +184,7 @@ class Estimator(NamedTuple):
         and (batch, time, ...) where tokens are the examples, while y and weights have one leading axis.
         Gradients are then in these axes too, of its real part. For chains alone.
       borrows: what it needs of the modules above its boundary; None: nothing.
+      structure: of which layers above its boundary it has the structure; None: of none.
     """
 
     name: str
@@ -182,6 +200,7 @@ class Estimator(NamedTuple):
     many_arrays: bool = False
     sees_whole_h: bool = False
     borrows: Borrows | None = None
+    structure: Structure | None = None
 
     @property
     def estimate_sees(self) -> tuple[str, ...]:

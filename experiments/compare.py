@@ -52,6 +52,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "sign_symmetric": {_RATE: 3e-3},
     "direct_feedback_alignment": {_RATE: 3e-3},
     "kickback": {_RATE: 3e-3},
+    "auxiliary_network": {_EST_RATE: 3e-3},
     "borrowed_next": {_RATE: 3e-3, _EST_RATE: 3e-3},
     "borrowed_readout": {_RATE: 3e-3},
     "linear": {_EST_RATE: 2e-3},

@@ -7,6 +7,7 @@ _OF_RULE = {
     "sign_symmetric": "dL/dh, by sign(W)|B|",
 }
 _OF_METHOD = {
+    "auxiliary_network": "dl/dh, l of a network built like the layers above",
     "backprop": "dL/dh",
     "borrowed_next": "l'(f(h)) df/dh, f the next module some steps ago",
     "borrowed_readout": "dl(f(h), y)/dh, f the last module some steps ago",

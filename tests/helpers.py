@@ -93,13 +93,13 @@ def folder_with(module, source):
 
 
 def every_method():
-    """Every estimator that a config can name and nobody lends anything, conditioned where it can be."""
+    """Every estimator that a config can name and needs no module above, conditioned where it can be."""
     context = estimators.one_hot(CLASSES)
     options = {"mlp": {"hidden": (6,)}, "bp_lambda": {"estimator": estimators.linear(context)}}
     return {
         name: make_estimator(name, CLASSES, context, **options.get(name, {}))
         for name in METHODS
-        if name != "convolutional" and not name.startswith("borrowed")
+        if name not in ("convolutional", "auxiliary_network") and not name.startswith("borrowed")
     }
 
 

@@ -95,10 +95,10 @@ def boundary(
         gradient is taken, y or error is missing, or a shape does not fit.
     """
     check_estimator(name, estimator)
-    if estimator.borrows is not None or estimator.sees_whole_h:
+    if estimator.borrows is not None or estimator.structure is not None or estimator.sees_whole_h:
         raise UsageError(
-            f"{name}: {estimator.name} needs what only a learner can give it, a module's parameters or all"
-            " that it is fed: take another estimator, or make_learner"
+            f"{name}: {estimator.name} needs what only a learner can give it, the modules above or all that"
+            " these are fed: take another estimator, or make_learner"
         )
     check_activation(name, h, batch_axes)
     real = real_part(h)

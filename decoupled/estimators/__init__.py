@@ -1,5 +1,6 @@
 """Where a boundary's gradient comes from: one method a file."""
 
+from decoupled.estimators.auxiliary_network import auxiliary_network
 from decoupled.estimators.backprop import backprop
 from decoupled.estimators.borrowed_next import borrowed_next
 from decoupled.estimators.borrowed_readout import borrowed_readout

@@ -51,11 +51,11 @@ class AuxiliaryHead(nn.Module):
         return self._above(nn.relu(both[:, :first]), others, bias=False) + beside
 
     def _on_maps(self, h: Float[Array, "batch height width channels"]) -> Float[Array, "batch outputs"]:
-        h = _averaged(h, max(1, h.shape[1] // _ROWS), max(1, h.shape[2] // _ROWS))
+        h = averaged(h, max(1, h.shape[1] // _ROWS), max(1, h.shape[2] // _ROWS))
         z = h
         for features in self.filters:
             z = nn.relu(nn.Conv(features, (self.kernel_size, self.kernel_size), dtype=_dtype_on(z))(z))
-        out = self._above(flatten(_averaged(z, min(2, z.shape[1]), min(2, z.shape[2]))), (), bias=True)
+        out = self._above(flatten(averaged(z, min(2, z.shape[1]), min(2, z.shape[2]))), (), bias=True)
         return out + self._above(flatten(h), (), bias=False) if self.linear else out
 
     def _above(
@@ -84,7 +84,7 @@ def _dtype_on(h: Float[Array, "batch *shape"]) -> DTypeLike | None:
     return h.dtype if h.dtype != jnp.promote_types(h.dtype, jnp.float32) else None
 
 
-def _averaged(
+def averaged(
     h: Float[Array, "batch height width channels"], rows: int, columns: int
 ) -> Float[Array, "batch rows columns channels"]:
     """Means over windows of so many rows and columns; a remainder at the edges is left out."""

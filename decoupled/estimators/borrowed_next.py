@@ -39,11 +39,14 @@ def borrowed_next(
     """
     check_estimator("borrowed_next", estimator)
     fitted = estimator.training_gradient is not None and not estimator.own_loss
-    if estimator.reads is not Reads.NOTHING or fitted or estimator.borrows is not None:
+    above = estimator.borrows is not None or estimator.structure is not None
+    if estimator.reads is not Reads.NOTHING or fitted or above:
         raise UsageError(
             f"borrowed_next leads back what an estimator with a loss of its own gives, such as local_loss:"
             f" {estimator.name} has none, or reads or borrows something from above"
         )
+
+    is_trained = estimator.training_gradient is not None
 
     def bind(modules: tuple[Module, ...], batch_axes: int) -> Estimator:
         def above(est_params: WithBorrowed, h: PyTree) -> PyTree:
@@ -90,12 +93,12 @@ def borrowed_next(
             weights_too = () if weight is None else (weight,)
             return estimator.training_gradient(est_params.own, rows, y, None, *weights_too)
 
-        is_trained = estimator.training_gradient is not None
         return Estimator("", init, estimate, training_gradient if is_trained else None)
 
     return borrower(
         f"borrowed_next({estimator.name})",
         Borrows(bind, next_modules, every, decay),
+        is_trained,
         optimizer=estimator.optimizer,
         sees_y=estimator.sees_y,
         y_in_fit_alone=estimator.y_in_fit_alone,

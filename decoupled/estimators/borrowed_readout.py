@@ -5,25 +5,13 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from decoupled import weights
 from decoupled.argument_checks import check_loss, check_module, listed
 from decoupled.errors import UsageError
-from decoupled.estimators.borrowing import apply_borrowed, borrower, rows_of
-from decoupled.leaves import like, per_example, real_part, with_real_part
+from decoupled.estimators.borrowing import apply_borrowed, borrower, descended, rows_of
 from decoupled.losses import checked_losses, softmax_cross_entropy
 from decoupled.modules.chains import init_chain, joined_name
-from decoupled.shapes import AnyArray, Float, Shaped
-from decoupled.types import (
-    Array,
-    Borrows,
-    Estimator,
-    Key,
-    Loss,
-    Module,
-    ModuleVariables,
-    PyTree,
-    WithBorrowed,
-)
+from decoupled.shapes import AnyArray, Float
+from decoupled.types import Array, Borrows, Estimator, Key, Loss, Module, ModuleVariables, PyTree
 
 
 def borrowed_readout(
@@ -81,39 +69,9 @@ def borrowed_readout(
             rows = rows_of(_read(readout, borrowed[0], h), batch_axes, weight)
             return checked_losses(loss(rows, y), rows)
 
-        def estimate(
-            est_params: WithBorrowed,
-            h: PyTree,
-            y: PyTree,
-            signal: None = None,
-            weight: Shaped[AnyArray, " batch"] | None = None,
-        ) -> PyTree:
-            del signal
+        return descended(init, losses, batch_axes, is_trained=bool(private))
 
-            def total(real: PyTree) -> Array:
-                own = losses(*est_params, with_real_part(h, real), y, weight)
-                return (own if weight is None else own * weight).sum()
-
-            gradient = jax.grad(total)(real_part(h))
-            return like(weights.as_gradient(per_example(gradient, batch_axes), weight), gradient)
-
-        def training_gradient(
-            est_params: WithBorrowed,
-            h: PyTree,
-            y: PyTree,
-            target: PyTree = None,
-            weight: Shaped[AnyArray, " batch"] | None = None,
-        ) -> tuple[Float[Array, ""], PyTree]:
-            del target
-
-            def mean(own: PyTree) -> Array:
-                return weights.mean(losses(own, est_params.borrowed, h, y, weight), weight)
-
-            return jax.value_and_grad(mean)(est_params.own)
-
-        return Estimator("", init, estimate, training_gradient if private else None)
-
-    return borrower("borrowed_readout", Borrows(bind, None, every, decay))
+    return borrower("borrowed_readout", Borrows(bind, None, every, decay), is_trained=bool(private))
 
 
 def _read(readout: Module, variables: ModuleVariables, h: PyTree) -> PyTree:

@@ -46,4 +46,5 @@ def bp_lambda(estimator: Estimator, lam: float = 0.5) -> Estimator:
         estimate=estimate,
         reads=Reads.INCOMING,
         borrows=lifted(estimator.borrows, lambda own: bp_lambda(own, lam)),
+        structure=lifted(estimator.structure, lambda own: bp_lambda(own, lam)),
     )

@@ -55,6 +55,7 @@ def joined(estimator: Estimator) -> Estimator:
         training_gradient=None if estimator.training_gradient is None else training_gradient,
         many_arrays=True,
         borrows=lifted(estimator.borrows, joined),
+        structure=lifted(estimator.structure, joined),
     )
 
 
@@ -70,7 +71,7 @@ def each(*estimators: Estimator) -> Estimator:
     """
     for i, estimator in enumerate(estimators):
         check_estimator(f"each: estimator {i}", estimator)
-        if estimator.borrows is not None or estimator.sees_whole_h:
+        if estimator.sees_whole_h or estimator.borrows is not None or estimator.structure is not None:
             raise UsageError(f"each gives an estimator one array, but {estimator.name} sees all of them")
     kinds = {(e.reads, e.own_loss, e.training_gradient is None) for e in estimators}
     if len(kinds) != 1:

@@ -25,6 +25,7 @@ from decoupled.learning.state import (
     ModuleState,
     ModuleStep,
 )
+from decoupled.learning.structure import structured
 from decoupled.shapes import AnyArray, Bool, Shaped
 from decoupled.types import Array, Estimator, Key, Loss, Module, PyTree
 from decoupled.weights import mean
@@ -163,7 +164,7 @@ def make_learner(
     check_loss("loss", loss)
     probabilities = _check_chain(chain, update_probability)
     chain, optimizer, estimator_optimizer = _with_optimizers(
-        bound(chain, batch_axes), optimizer, estimator_optimizer
+        structured(bound(chain, batch_axes), batch_axes), optimizer, estimator_optimizer
     )
     for what, number in (("batch_axes", batch_axes), ("microbatches", microbatches)):
         if not isinstance(number, int) or number < 1:

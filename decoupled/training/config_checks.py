@@ -95,6 +95,8 @@ RANGES: dict[str, Range] = {
     "estimator.recursive_least_squares.ridge": _NOT_NEGATIVE,
     "estimator.recursive_least_squares.solve_every": whole(1),
     "estimator.bp_lambda.lam": _FRACTION,
+    "estimator.auxiliary_network.depth": whole(0),
+    "estimator.auxiliary_network.min_depth": whole(0),
     "estimator.borrowed_readout.every": whole(1),
     "estimator.borrowed_readout.decay": _BELOW_ONE,
     "estimator.borrowed_next.next_modules": whole(1),

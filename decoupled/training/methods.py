@@ -24,6 +24,7 @@ with extra("train"):
 
 # Every estimator of the package that a config can name.
 METHODS: dict[str, Callable[..., Estimator]] = {
+    "auxiliary_network": estimators.auxiliary_network,
     "backprop": estimators.backprop,
     "borrowed_next": estimators.borrowed_next,
     "borrowed_readout": estimators.borrowed_readout,

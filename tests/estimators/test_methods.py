@@ -286,6 +286,102 @@ def test_similarity_is_safe_where_an_activation_is_constant():
     assert np.isfinite(estimator.estimate(estimator.init(KEY, h, y), h, y, None)).all()
 
 
+def maps(size=6, rows=5, columns=4, channels=4):
+    rng = np.random.default_rng(2)
+    y = jnp.asarray(rng.integers(helpers.CLASSES, size=size), jnp.int32)
+    return jnp.asarray(rng.normal(size=(size, rows, columns, channels))), y
+
+
+def convolutional_similarity(h, labels, m, kernel, bias, weight, counts):
+    """The loss on maps in plain NumPy: the mean over examples, of which each counts so often."""
+    size, rows, columns, channels = h.shape
+    padded = np.zeros((size, rows + 2, columns + 2, channels))
+    padded[:, 1:-1, 1:-1] = h
+    z = np.zeros((size, rows, columns, m.shape[-1]))
+    for i in range(rows):
+        for j in range(columns):
+            z[:, i, j] = np.einsum("bklc,klcd->bd", padded[:, i : i + 3, j : j + 3], m)
+    of_z = np.corrcoef(z.reshape(size, -1, z.shape[-1]).std(axis=1))
+    of_y = np.where(labels[:, None] == labels[None], 1.0, -0.5)  # of centred one-hots of 3 classes
+    shares = counts / counts.sum()
+    logits = h.reshape(size, -1) @ kernel + bias
+    log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    prediction = -log_p[np.arange(size), labels]
+    each = weight * np.square(of_z - of_y) @ shares + (1 - weight) * prediction
+    return each @ shares
+
+
+def test_on_maps_similarities_are_those_of_deviations_after_a_convolution(x64):
+    h, y = maps()
+    estimator = estimators.similarity(helpers.CLASSES, CONTEXT, weight=0.7)
+    est_params = estimator.init(KEY, h, y)
+    assert est_params["M"].shape == (3, 3, 4, 4)
+    rng = np.random.default_rng(4)
+    est_params = jax.tree.map(lambda w: jnp.asarray(rng.normal(size=w.shape)), est_params)
+    head = est_params["head"]["Dense_0"]
+    counts = np.array([1.0, 2.0, 0.0, 1.0, 0.5, 1.0])
+
+    m = np.asarray(est_params["M"])
+
+    def reference(h, m=m, counts=counts):
+        arrays = (np.asarray(a) for a in (h, y, m, head["kernel"], head["bias"]))
+        return convolutional_similarity(*arrays, 0.7, counts)
+
+    loss, gradient = estimator.training_gradient(est_params, h, y, None, jnp.asarray(counts))
+    np.testing.assert_allclose(loss, reference(h), rtol=1e-9)
+    unweighted = estimator.training_gradient(est_params, h, y, None)[0]
+    np.testing.assert_allclose(unweighted, reference(h, counts=np.ones(6)), rtol=1e-9)
+
+    def slope(function, at, place, step=1e-6):
+        change = np.zeros_like(at)
+        change[place] = step
+        return (function(at + change) - function(at - change)) / (2 * step)
+
+    estimate = estimator.estimate(est_params, h, y, None, jnp.asarray(counts))
+    for place in [(1, 2, 3, 0), (4, 0, 0, 2), (2, 1, 1, 1)]:
+        found = estimate[place] * counts[place[0]] / counts.sum()
+        np.testing.assert_allclose(found, slope(reference, np.asarray(h), place), rtol=1e-5, atol=1e-10)
+    place = (0, 2, 1, 3)
+    expected = slope(lambda m: reference(h, m), m, place)
+    np.testing.assert_allclose(gradient["M"][place], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel", "features"),
+    [
+        ((8, 6, 5), (3, 3, 5, 5), 240),
+        ((16, 16, 32), (3, 3, 32, 32), 2048),  # averaged over 2x2
+        ((1, 1, 5), (5, 128), 5),  # no deviation
+        ((2, 2, 3), (12, 128), 12),  # no angle
+    ],
+)
+def test_similarity_on_maps_of_all_sizes(shape, kernel, features):
+    h = jnp.ones((2, *shape))
+    est_params = estimators.similarity(helpers.CLASSES, CONTEXT).init(KEY, h, jnp.asarray([0, 1]))
+    assert est_params["M"].shape == kernel
+    assert est_params["head"]["Dense_0"]["kernel"].shape == (features, helpers.CLASSES)
+
+
+def test_similarity_is_safe_where_maps_are_constant_and_deaf_to_what_does_not_count():
+    h, y = maps()
+    h = h.astype(jnp.float32).at[0].set(0.0).at[1, ..., 2].set(1.0)
+    estimator = estimators.similarity(helpers.CLASSES, CONTEXT)
+    est_params = estimator.init(KEY, h, y)
+    est_params["M"] = est_params["M"].at[..., 3].set(0.0)  # a channel without any deviation
+
+    def loss(est_params, h, y, weight=None):
+        return (decoupled.boundary(estimator, est_params, h, y, weight=weight) ** 2).sum()
+
+    gradients = jax.jit(jax.grad(loss, (0, 1)))
+    without, estimate = gradients(est_params, h, y)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((without, estimate)))
+    more = jnp.concatenate([h, jnp.full_like(h[:2], jnp.nan)]), jnp.concatenate([y, y[:2]])
+    padded, longer = gradients(est_params, *more, jnp.asarray([1.0] * 6 + [0.0] * 2))
+    chex.assert_trees_all_close(padded, without, rtol=1e-5)
+    np.testing.assert_allclose(longer[:6], estimate, rtol=1e-4, atol=1e-7)
+    np.testing.assert_array_equal(longer[6:], 0)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -3,6 +3,8 @@
 from tests.mutants.mutant import Mutant
 
 _METHODS = "tests/estimators/test_methods.py::"
+_AUXILIARY = "decoupled/estimators/auxiliary_network.py"
+_STRUCTURE = "tests/learning/test_structure.py::"
 _SYNTHETIC = "tests/estimators/test_synthetic_gradients.py::"
 _BY_HAND = ("tests/learning/test_learner.py::test_estimate_and_fit_by_hand",)
 _WEIGHTED = (_SYNTHETIC + "test_recursive_least_squares_solves_the_weighted_problem[1]",)
@@ -140,6 +142,62 @@ MUTANTS = (
         "((p - belief(est_params, h))",
         "((p + belief(est_params, h))",
         (_METHODS + "test_mean_teacher_gives_the_expected_gradient_of_what_it_teaches",),
+    ),
+    Mutant(
+        "the mean over positions in the place of the deviation",
+        "decoupled/estimators/similarity.py",
+        "jnp.sqrt(at_least_float32(h).var((1, 2)) + 1e-12)",
+        "at_least_float32(h).mean((1, 2))",
+        (_METHODS + "test_on_maps_similarities_are_those_of_deviations_after_a_convolution",),
+    ),
+    Mutant(
+        "an infinite gradient where a map is constant",
+        "decoupled/estimators/similarity.py",
+        ".var((1, 2)) + 1e-12)",
+        ".var((1, 2)))",
+        (_METHODS + "test_similarity_is_safe_where_maps_are_constant_and_deaf_to_what_does_not_count",),
+    ),
+    Mutant(
+        "an auxiliary network in evaluation mode",
+        _AUXILIARY,
+        "jax.random.fold_in(key, i), True)",
+        "jax.random.fold_in(key, i), False)",
+        (_STRUCTURE + "test_loss_and_gradients_are_those_of_the_network_written_out",),
+    ),
+    Mutant(
+        "batch statistics of an auxiliary network that see what does not count",
+        _AUXILIARY,
+        "h = stand_in(h, weight)",
+        "h = stand_in(h, None)",
+        (_STRUCTURE + "test_rows_of_no_weight_are_a_copy_of_one_that_counts_to_batch_statistics_too",),
+    ),
+    Mutant(
+        "the same dropout in every step",
+        _AUXILIARY,
+        "return jax.random.key(bits)",
+        "return jax.random.key(bits * 0)",
+        (_STRUCTURE + "test_dropout_is_drawn_anew_whenever_h_is_new_and_alike_in_estimate_and_fit",),
+    ),
+    Mutant(
+        "maps of another size than the network's own",
+        "decoupled/estimators/fitting.py",
+        "_window(h, fed[place]) if on_maps else (1, 1)",
+        "(1, 1)",
+        (_STRUCTURE + "test_loss_and_gradients_are_those_of_the_network_written_out",),
+    ),
+    Mutant(
+        "the lowest layers in the place of the evenly spaced",
+        _AUXILIARY,
+        "round(among * i / number) - 1",
+        "i - 1",
+        (_STRUCTURE + "test_layers_are_evenly_spaced_with_the_highest_among_them",),
+    ),
+    Mutant(
+        "heads of a stack's blocks built of other layers",
+        "decoupled/learning/structure.py",
+        "if any(functions != chosen[0] for functions in chosen):",
+        "if False:",
+        (_STRUCTURE + "test_blocks_of_a_stack_have_heads_alike_and_learn_as_one_by_one",),
     ),
     Mutant(
         "weights of similarity and prediction swapped",

@@ -70,6 +70,7 @@ AT_MOST_ONE += ["estimator.bp_lambda.lam", "estimator.similarity.weight", "estim
 AT_MOST_ONE += ["estimator.borrowed_readout.decay", "estimator.borrowed_next.decay"]
 ZERO_IS_ALLOWED = [*AT_MOST_ONE, "seed", "validation_examples", "crop_padding", "model.mlp.depth"]
 ZERO_IS_ALLOWED += ["model.vit.depth", "read_workers", "cutout"]
+ZERO_IS_ALLOWED += [f"estimator.auxiliary_network.{field}" for field in ("depth", "min_depth")]
 ZERO_IS_ALLOWED += [
     "optimizer.learning_rate",
     "optimizer.weight_decay",
@@ -165,7 +166,7 @@ def test_a_value_in_the_place_of_a_section(section):
 
 def test_an_estimator_within_itself():
     message = (
-        r"config.estimator.bp_lambda.estimator is 'bp_lambda': choose one of backprop, borrowed_readout, c"
+        r"config.estimator.bp_lambda.estimator is 'bp_lambda': choose one of auxiliary_network, backprop, b"
     )
     with pytest.raises(decoupled.UsageError, match=message):
         build(with_value("estimator.bp_lambda.estimator", "bp_lambda"))

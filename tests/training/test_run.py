@@ -212,7 +212,7 @@ def test_augmentation_and_coins_change_from_step_to_step():
         ({"dataset": "imagenet"}, "config.dataset is 'imagenet': choose one of cifar10, cifar100, digits"),
         (
             {"estimator.name": "lineer"},
-            "config.estimator.name is 'lineer': choose one of backprop, borrowed_next, bor",
+            "config.estimator.name is 'lineer': choose one of auxiliary_network, backprop,",
         ),
         ({"model.name": "alexnet"}, "config.model.name is 'alexnet': choose one of cnn, mlp, resnet, "),
         ({"model.norm": "group"}, "config.model.norm is 'group': choose one of batch, layer, none"),
