@@ -310,6 +310,7 @@ def test_a_batch_over_two_devices_has_the_statistics_of_the_whole():
     chex.assert_trees_all_close(jax.jit(update)(start, x, y, KEY), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_dispatched_microbatches_and_pipelines_do_as_local_losses_do():
     modules, data = helpers.mlp_modules(), [helpers.batch(seed=i) for i in range(3)]
     learner = learner_of(LIKE(1), modules)

@@ -9,21 +9,22 @@ _EXAMPLES = ("tests/training/test_examples_apart.py",)
 _STEP = "decoupled/training/step.py"
 _FIT = "decoupled/training/fit.py"
 _OF_FIT = "tests/training/test_fit.py::"
+_OF_FEEDS = "tests/training/test_feeds.py::"
 _WEIGHTED = (_OF_FIT + "test_means_are_weighted_and_evaluation_leaves_nothing_out",)
 
 MUTANTS = (
     Mutant(
         "the same order of examples in every epoch",
         _DATASET,
-        "return np.random.default_rng((seed, epoch)).permutation(count)",
-        "return np.random.default_rng(seed).permutation(count)",
+        "order = np.random.default_rng((seed, epoch)).permutation(count)",
+        "order = np.random.default_rng(seed).permutation(count)",
         _BATCHES,
     ),
     Mutant(
         "the same order of examples for every seed",
         _DATASET,
-        "return np.random.default_rng((seed, epoch)).permutation(count)",
-        "return np.random.default_rng(epoch).permutation(count)",
+        "order = np.random.default_rng((seed, epoch)).permutation(count)",
+        "order = np.random.default_rng(epoch).permutation(count)",
         _EXAMPLES,
     ),
     Mutant(
@@ -140,11 +141,28 @@ MUTANTS = (
         (_OF_FIT + "test_a_callback_sees_each_epoch_and_may_end_training",),
     ),
     Mutant(
-        "fit has the first example in every batch",
-        _FIT,
-        "yield take(train, rows)",
-        "yield take(train, 0 * rows)",
-        (_OF_FIT + "test_it_takes_the_steps_that_are_meant",),
+        "a loop has the first example in every batch",
+        "decoupled/training/step.py",
+        'batch = jax.tree.map(lambda leaf: leaf.at[rows].get(mode="promise_in_bounds"), data)',
+        'batch = jax.tree.map(lambda leaf: leaf.at[0 * rows].get(mode="promise_in_bounds"), data)',
+        (
+            _OF_FIT + "test_it_takes_the_steps_that_are_meant",
+            _OF_FEEDS + "test_a_loop_takes_the_same_steps",
+        ),
+    ),
+    Mutant(
+        "a loop begins with the first batch of the epoch",
+        "decoupled/training/step.py",
+        "dynamic_index_in_dim(order, first + i, keepdims=False)",
+        "dynamic_index_in_dim(order, i, keepdims=False)",
+        (_OF_FEEDS + "test_numbers_do_not_depend_on_how_steps_are_cut_into_calls",),
+    ),
+    Mutant(
+        "a loop stays in the first epoch",
+        "decoupled/training/feeds.py",
+        "return loop(state, totals, orders(epoch + 1), np.int32(first), np.int32(count))",
+        "return loop(state, totals, orders(1), np.int32(first), np.int32(count))",
+        (_OF_FEEDS + "test_a_loop_takes_the_same_steps",),
     ),
     Mutant(
         "an interruption is not told",
