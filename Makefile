@@ -61,7 +61,7 @@ soak: .venv/installed
 # How near decoupled networks come to backprop on Fashion-MNIST, learning rates chosen for each method (40 minutes on
 # 2 cores); ARGS="--network=deep", "--epochs=5", ...
 results: .venv/installed
-	$(BIN)/python -m experiments.accuracy --methods=local_loss,local_loss_hidden_128,loss_shaped $(ARGS)
+	$(BIN)/python -m experiments.accuracy $(ARGS)
 
 # U17's table, measured: every method on digits (5 minutes), or ARGS=--config.dataset=fashion_mnist (40).
 compare: .venv/installed

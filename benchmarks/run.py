@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import asynchronous, cost_model, depth, pipeline, step_time
+from benchmarks import asynchronous, cost_model, depth, pipeline, step_time, throughput
 from benchmarks.page import render
 from benchmarks.part import Part, run_part
 from decoupled.training.workdir import write_whole
@@ -26,6 +26,7 @@ PARTS: tuple[Part, ...] = (
     cost_model.PART,
     asynchronous.PART,
     step_time.PART,
+    throughput.PART,
 )
 
 

@@ -6,9 +6,10 @@ import shlex
 import sys
 from pathlib import Path
 
+from benchmarks.part import environment
 from decoupled.training.workdir import write_whole
 from experiments.accuracy.page import markdown, render
-from experiments.accuracy.settings import METHODS, NETWORKS
+from experiments.accuracy.settings import METHODS, NETWORKS, Chosen
 from experiments.accuracy.study import study
 
 
@@ -18,9 +19,12 @@ def main(arguments: list[str] | None = None) -> None:
         description="How near do networks that are decoupled at every boundary come to backprop?",
     )
     parser.add_argument("--network", choices=NETWORKS, default="mlp")
-    parser.add_argument("--methods", default=",".join(METHODS), help="of these, beside backprop")
+    usual = "local_loss,local_loss_hidden_128,loss_shaped"
+    parser.add_argument("--methods", default=usual, help=f"beside backprop, of {', '.join(METHODS)}")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--data_dir", default="", help="folder that holds the data set")
+    parser.add_argument("--processes", type=int, default=0, help="that run at a time; 0: one a core")
     parser.add_argument("--turns", type=int, default=20, help="of the timing of steps")
     parser.add_argument("--out", type=Path, default=Path("runs/accuracy"))
     chosen = parser.parse_args(arguments)
@@ -28,14 +32,21 @@ def main(arguments: list[str] | None = None) -> None:
     for name in set(named) - METHODS.keys():
         parser.error(f"no method {name!r}: choose from {','.join(METHODS)}")
     methods = list(dict.fromkeys(["backprop", *named]))
-    found = study(chosen.network, methods, chosen.epochs, chosen.seeds, chosen.turns, chosen.out)
+    common = Chosen(chosen.network, chosen.epochs, chosen.data_dir)
+    found = study(common, methods, chosen.seeds, chosen.turns, chosen.out, chosen.processes)
     table = markdown(found)
     command = shlex.join(["python", "-m", "experiments.accuracy", *(arguments or sys.argv[1:])])
     name = f"{chosen.network}-{chosen.epochs}"
-    write_whole(
-        chosen.out / f"{name}.json", json.dumps([finding.told() for finding in found], indent=2) + "\n"
-    )
-    write_whole(chosen.out / f"{name}.html", render(chosen.network, chosen.epochs, command, found))
+    told = {
+        "command": command,
+        "network": chosen.network,
+        "epochs": chosen.epochs,
+        "seeds": chosen.seeds,
+        **environment(),
+        "methods": [finding.told() for finding in found],
+    }
+    write_whole(chosen.out / f"{name}.json", json.dumps(told, indent=2) + "\n")
+    write_whole(chosen.out / f"{name}.html", render(common, command, found))
     print(f"{table}\nwritten: {chosen.out / f'{name}.html'} and {chosen.out / f'{name}.json'}")
 
 

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from ml_collections import ConfigDict
+
 from benchmarks.timing import interleaved_seconds, median_ratio
 from decoupled.training.builder import build
-from experiments.accuracy.settings import Fields, config_of
 from experiments.compare import compiled_steps
 
 
@@ -23,9 +24,9 @@ class Costs(NamedTuple):
     memory: float
 
 
-def costs(methods: Mapping[str, Fields], turns: int) -> dict[str, Costs]:
-    """By name, as `methods`, of which one is "backprop"."""
-    jobs = {name: build(config_of(fields)) for name, fields in methods.items()}
+def costs(methods: Mapping[str, ConfigDict], turns: int) -> dict[str, Costs]:
+    """By name, as `methods`, configs of which one is "backprop"."""
+    jobs = {name: build(config) for name, config in methods.items()}
     steps, states, arguments = compiled_steps(jobs)
     seconds = interleaved_seconds(steps, states, arguments, turns, None)
     flops = {name: step.cost_analysis()["flops"] for name, step in steps.items()}

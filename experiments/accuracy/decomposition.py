@@ -31,7 +31,7 @@ from decoupled.training.loop import Job
 from decoupled.training.step import no_totals
 from decoupled.training.workdir import write_whole
 from decoupled.types import Array, PyTree
-from experiments.accuracy.settings import METHODS, Fields, config_of
+from experiments.accuracy.settings import NETWORKS, Chosen, config_of
 
 # est_params, h, y -> what the form is linear in.
 Features = Callable[[PyTree, Array, Array], Array]
@@ -151,19 +151,12 @@ def shares(seen: Seen) -> Shares:
     return Shares(form, with_target - form, all_in_all - with_target)
 
 
-def measured(method: str, seed: int, epochs: int, batches: int) -> list[Shares]:
-    """One entry a boundary, lowest first."""
-    job = build(config_of({**fields_of(method), "seed": seed, "epochs": 5}))
+def measured(chosen: Chosen, method: str, seed: int, epochs: int, batches: int) -> list[Shares]:
+    """One entry a boundary, lowest first, after so many of a run's epochs."""
+    job = build(config_of(chosen, method, seed, {}))
     steps = epochs * batches_per_epoch(job.dataset.train, job.batch_size)
     state = trained_for(job, steps)
     return [shares(seen) for seen in seen_in(job, state, FORMS[method], batches)]
-
-
-def fields_of(method: str) -> Fields:
-    """Of a config."""
-    if method == "linear_no_labels":
-        return {"estimator.name": "linear", "estimator.conditioned": False}
-    return METHODS[method]
 
 
 def row(method: str, boundary: int, found: Sequence[Shares]) -> str:
@@ -181,17 +174,22 @@ def main(arguments: list[str] | None = None) -> None:
         prog="python -m experiments.accuracy.decomposition",
         description="What limits a synthetic gradient: its form, its target or its fit?",
     )
+    parser.add_argument("--network", choices=NETWORKS, default="mlp")
+    parser.add_argument("--data_dir", default="", help="folder that holds the data set")
     parser.add_argument("--methods", default=",".join(FORMS))
     parser.add_argument("--epochs", type=int, default=2, help="of training, of a schedule of 5")
     parser.add_argument("--batches", type=int, default=60, help="to measure on")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("runs/accuracy"))
     chosen = parser.parse_args(arguments)
+    common = Chosen(chosen.network, 5, chosen.data_dir)
     lines = ["| method | boundary | form | target | fit | missed in all |", "| --- " * 6 + "|"]
     for method in chosen.methods.split(","):
         if method not in FORMS:
             parser.error(f"no method {method!r}: choose from {','.join(FORMS)}")
-        by_seed = [measured(method, seed, chosen.epochs, chosen.batches) for seed in range(chosen.seeds)]
+        by_seed = [
+            measured(common, method, seed, chosen.epochs, chosen.batches) for seed in range(chosen.seeds)
+        ]
         depth = len(by_seed[0])
         for boundary in sorted({0, depth // 2, depth - 1}):
             lines.append(row(method, boundary, [found[boundary] for found in by_seed]))

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from decoupled.training.html import page, svg, table
-from experiments.accuracy.settings import NETWORKS, flags
+from experiments.accuracy.settings import NETWORKS, Chosen, flags
 from experiments.accuracy.study import Finding
 
 HEADER = (
@@ -54,13 +54,15 @@ def markdown(found: Sequence[Finding]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def render(network: str, epochs: int, command: str, found: Sequence[Finding]) -> str:
+def render(chosen: Chosen, command: str, found: Sequence[Finding]) -> str:
     """The page."""
+    base, fields, _ = NETWORKS[chosen.network]
+    dataset = base.get_config().dataset
     trials = [(f.method, len(f.tried), " ".join(f"{100 * score:.2f}" for score in f.tried)) for f in found]
     return page(
-        f"Fashion-MNIST, {network}, {epochs} epochs: decoupled at every boundary",
-        f"<p><code>{command}</code></p><p>Config: configs/fashion_mnist.py with"
-        f" <code>{flags(NETWORKS[network]) or 'nothing changed'}</code>. Test accuracy: mean ± sample"
+        f"{dataset}, {chosen.network}, {chosen.epochs} epochs: decoupled at every boundary",
+        f"<p><code>{command}</code></p><p>Config: {base.__name__.replace('.', '/')}.py with"
+        f" <code>{flags(fields) or 'nothing changed'}</code>. Test accuracy: mean ± sample"
         f" standard deviation over {len(found[0].runs)} seeds, in percent. Losses in nats. Step time, FLOPs"
         " and temporary memory of the fused step: ratios to backprop's. Epochs: until held-out accuracy"
         " first gets there, median of seeds. Cosine of estimates with the true gradient: mean over"

@@ -1,21 +1,23 @@
 """Training runs, one a process with one thread, one process a core; finished ones are kept."""
 
 import concurrent.futures
+import contextlib
 import hashlib
 import json
 import multiprocessing
 import os
 import shutil
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
 
 from benchmarks.one_core import one_thread
 from decoupled.training import Workdir, train_and_evaluate
 from decoupled.training.builder import build
 from decoupled.training.workdir import read_metrics
-from experiments.accuracy.settings import Fields, config_of
 
 
 class Run(NamedTuple):
@@ -35,20 +37,39 @@ class Run(NamedTuple):
     cosine: float | None
 
 
-def run_all(folder: Path, wanted: Sequence[Fields]) -> list[Run]:
-    """Runs what is not finished in `folder`, and returns all results, in order."""
+def run_all(folder: Path, wanted: Sequence[ConfigDict], processes: int = 0) -> list[Run]:
+    """Runs what is not finished in `folder`, and returns all results, in order.
+
+    Args:
+      wanted: configs.
+      processes: at a time, which share an accelerator if there is one; 0: one a core.
+    """
     spawn = multiprocessing.get_context("spawn")
-    processes = min(len(wanted), os.cpu_count() or 1)
+    processes = min(len(wanted), processes or os.cpu_count() or 1)
     with (
         one_thread(),
+        _sharing(processes),
         concurrent.futures.ProcessPoolExecutor(processes, mp_context=spawn) as pool,
     ):
         return list(pool.map(run, [folder] * len(wanted), wanted))
 
 
-def run(folder: Path, fields: Fields) -> Run:
+@contextlib.contextmanager
+def _sharing(processes: int) -> Iterator[None]:
+    """Processes that are begun within take their part of an accelerator's memory, and no more."""
+    name = "XLA_PYTHON_CLIENT_MEM_FRACTION"
+    before = os.environ.get(name)
+    os.environ[name] = f"{0.9 / processes:.3f}"
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
+
+
+def run(folder: Path, config: ConfigDict) -> Run:
     """One run, unless it is finished; runs of other configs have other folders."""
-    config = config_of(fields)
     text = json.dumps(config.to_dict(), sort_keys=True)
     path = folder / hashlib.sha256(text.encode()).hexdigest()[:12]
     if not (path / "summary.json").exists():

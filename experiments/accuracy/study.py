@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from experiments.accuracy.costs import Costs, costs
 from experiments.accuracy.runs import Run, run_all
-from experiments.accuracy.settings import Fields, fields, trials
+from experiments.accuracy.settings import Chosen, Fields, config_of, trials
 
 
 class Finding(NamedTuple):
@@ -48,31 +48,32 @@ class Finding(NamedTuple):
 
 
 def study(
-    network: str, methods: Sequence[str], epochs: int, seeds: int, turns: int, folder: Path
+    chosen: Chosen, methods: Sequence[str], seeds: int, turns: int, folder: Path, processes: int = 0
 ) -> list[Finding]:
     """Measures methods on a network; what is finished in `folder` is not run again.
 
     Args:
-      epochs: of trials and of runs.
+      chosen: what all runs have in common.
       seeds: of runs; trials are made with seed 0.
       turns: of the timing, which comes last, when nothing else runs.
       folder: of all runs.
+      processes: that run at a time; 0: one a core.
     """
-    attempts = [(method, rates) for method in methods for rates in trials(network, method)]
-    tried = run_all(folder, [fields(network, method, epochs, 0, rates) for method, rates in attempts])
+    attempts = [(method, rates) for method in methods for rates in trials(chosen.network, method)]
+    tried = run_all(folder, [config_of(chosen, method, 0, rates) for method, rates in attempts], processes)
     scores: dict[str, list[float]] = {method: [] for method in methods}
     for (method, _), run in zip(attempts, tried, strict=True):
         scores[method].append(run.validation[-1])
-    chosen = {method: trials(network, method)[_best(scores[method])] for method in methods}
+    best = {method: trials(chosen.network, method)[_best(scores[method])] for method in methods}
     final = [(method, seed) for method in methods for seed in range(seeds)]
     runs = run_all(
-        folder, [fields(network, method, epochs, seed, chosen[method]) for method, seed in final]
+        folder, [config_of(chosen, method, seed, best[method]) for method, seed in final], processes
     )
-    cost = costs({method: fields(network, method, epochs, 0, chosen[method]) for method in methods}, turns)
+    cost = costs({method: config_of(chosen, method, 0, best[method]) for method in methods}, turns)
     return [
         Finding(
             method,
-            chosen[method],
+            best[method],
             scores[method],
             [run for (name, _), run in zip(final, runs, strict=True) if name == method],
             cost[method],

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import cost_model, pipeline
+from benchmarks import cost_model, pipeline, throughput
 from benchmarks.depth import verdicts
 from benchmarks.flops import matmul_flops
-from benchmarks.part import Part, Row
+from benchmarks.part import Part, Row, main
 from benchmarks.run import run
 
 
@@ -30,6 +30,15 @@ def test_quick_run_writes_what_a_part_measures(tmp_path):
     page = (tmp_path / "bench.html").read_text(encoding="utf-8")
     assert all(html.escape(part.title) in page for part in parts)
     assert page.count("<svg") >= len(parts)
+
+
+@pytest.mark.slow
+def test_throughput_is_told_beside_that_of_a_bare_scan(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["throughput", "--quick"])
+    main(throughput.PART, tmp_path / "new" / "throughput.json")
+    (row,) = json.loads((tmp_path / "new" / "throughput.json").read_text(encoding="utf-8"))["rows"]
+    assert row["settings"]["network"] == "MLP 2x8"
+    assert row["ratio"] == pytest.approx(row["value"] / row["settings"]["scan"], rel=0.01)
 
 
 def test_a_part_that_fails_is_told_and_the_others_run(tmp_path):

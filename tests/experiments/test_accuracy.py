@@ -19,10 +19,10 @@ def small(monkeypatch):
 
     train_and_evaluate = runs.train_and_evaluate
     monkeypatch.setattr(runs, "train_and_evaluate", train)
-    monkeypatch.setattr(settings, "fashion_mnist", digits)
-    monkeypatch.setattr(study, "run_all", lambda folder, wanted: [runs.run(folder, f) for f in wanted])
+    monkeypatch.setattr(study, "run_all", lambda folder, wanted, _: [runs.run(folder, f) for f in wanted])
     monkeypatch.setattr(study, "trials", lambda *of: settings.trials(*of)[:2])
-    monkeypatch.setitem(settings.NETWORKS, "mlp", {"model.mlp.depth": 1, "model.mlp.width": 8})
+    tiny = {"model.mlp.depth": 1, "model.mlp.width": 8}
+    monkeypatch.setitem(settings.NETWORKS, "mlp", settings.Network(digits, tiny, "mlp"))
     return made
 
 
@@ -33,7 +33,9 @@ def test_a_study_writes_its_table_and_its_page_and_keeps_its_runs(small, tmp_pat
         __main__.main(arguments)
     # Two trials and two seeds of two methods; one of the seeds is that of the trials.
     assert len(small) == len(set(small)) == 2 * (2 + 1)
-    told = json.loads((tmp_path / "mlp-1.json").read_text(encoding="utf-8"))
+    study_told = json.loads((tmp_path / "mlp-1.json").read_text(encoding="utf-8"))
+    assert study_told["versions"].keys() >= {"jax", "numpy"}
+    told = study_told["methods"]
     assert [found["method"] for found in told] == ["backprop", "probe"]
     for found in told:
         best = found["tried"].index(max(found["tried"]))
