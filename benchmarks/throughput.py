@@ -45,7 +45,7 @@ class Network(NamedTuple):
 
 
 _MLP, _CNN = {"model.name": "mlp"}, {"model.name": "cnn", "crop_padding": 4, "flip": True}
-_SMALL = {"model.cnn.features": (8, 16, 32), "batch_size": 64}  # in a scan on a CPU, this takes long enough
+_SMALL = {"model.cnn.features": (8, 16, 32), "batch_size": 32}  # in a scan on a CPU, this takes long enough
 ON_CPU = {
     "MLP 6x256": Network(_MLP, "mnist_like", 2),
     "CNN (8, 16, 32)": Network({**_CNN, **_SMALL}, "few_cifar_like", 1),
@@ -55,7 +55,7 @@ ELSEWHERE = {
     "CNN (32, 64, 128)": Network(_CNN, "cifar_like", 20),
 }
 QUICK = {
-    "MLP 2x8": Network({"model.mlp.depth": 2, "model.mlp.width": 8, "batch_size": 64}, "few_cifar_like", 1)
+    "MLP 2x8": Network({"model.mlp.depth": 2, "model.mlp.width": 8, "batch_size": 32}, "few_cifar_like", 1)
 }
 
 
@@ -71,7 +71,7 @@ def cifar_like() -> tuple[tuple, tuple]:
 
 def few_cifar_like() -> tuple[tuple, tuple]:
     """A few images as large as CIFAR-10's, with nothing to tell."""
-    return _noise(3_200, 32, 32, 3)
+    return _noise(960, 32, 32, 3)
 
 
 def _noise(count: int, *shape: int) -> tuple[tuple, tuple]:
