@@ -49,7 +49,12 @@ def step_of(dtype, model, method):
 
 
 @pytest.mark.parametrize(
-    ("model", "method"), [*itertools.product(MODELS, ["local_loss"]), *itertools.product(["mlp"], HEADS)]
+    ("model", "method"),
+    [
+        *itertools.product(["cnn", "vgg", "mlp"], ["local_loss"]),
+        pytest.param("resnet", "local_loss", marks=pytest.mark.slow),
+        *itertools.product(["mlp"], HEADS),
+    ],
 )
 def test_one_flag_leaves_no_product_in_float32(model, method):
     found = list(products(step_of("bfloat16", model, method)))

@@ -297,6 +297,7 @@ def test_blocks_of_a_stack_have_heads_alike_and_learn_as_one_by_one():
             learner_of(LIKE(*depths), links)
 
 
+@pytest.mark.slow
 def test_a_batch_over_two_devices_has_the_statistics_of_the_whole():
     x, y = images(size=8)
     whole, split = (

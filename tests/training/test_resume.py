@@ -62,9 +62,9 @@ def trained(path, job):
 
 QUICK = {
     "update probability": {"update_probability": 0.5, "model.mlp.dropout": 0.1},
-    "pipeline": {"parallel.mode": "pipeline", "parallel.stages": 2},
 }
 SLOW = {
+    "pipeline": {"parallel.mode": "pipeline", "parallel.stages": 2},
     "batches that are brought": {},
     "batches that are brought to a mesh": {"parallel.mode": "mesh", "parallel.devices": 2},
     "least squares": {"estimator.name": "recursive_least_squares"},
