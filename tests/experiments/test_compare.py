@@ -47,6 +47,7 @@ def compared(tmp_path_factory):
     )
 
 
+@pytest.mark.slow
 def test_published_orderings_come_out(compared):
     rows, _, _ = compared
     accuracy = {name: statistics.mean(row["test_accuracy"]) for name, row in rows.items()}
@@ -57,6 +58,7 @@ def test_published_orderings_come_out(compared):
     assert 1 > cosine["direct_feedback_alignment"] > 0.02 > abs(cosine["noise"])
 
 
+@pytest.mark.slow
 def test_the_table_says_what_each_method_is(compared):
     rows, page, result = compared
     locks = {name: tuple(row["locks"].values()) for name, row in rows.items()}

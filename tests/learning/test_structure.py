@@ -353,6 +353,7 @@ class Attending(nn.Module):
         return {"h": h + nn.MultiHeadDotProductAttention(2)(h, mask=mask), "seen": seen}
 
 
+@pytest.mark.slow
 def test_padded_tokens_go_through_blocks_with_their_mask():
     """Oracles 1 and 10: the loss of what is counted, whatever the rest holds."""
     block = from_linen(Attending(), "block")

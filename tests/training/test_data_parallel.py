@@ -82,6 +82,7 @@ def test_steps_and_measurements_are_those_of_one_device(mode, of_one_device):
     chex.assert_trees_all_close(taken, of_one_device, rtol=2e-3, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_a_whole_run_measures_what_one_device_measures(tmp_path):
     summaries, metrics = [], []
     for mode in ("none", "pmap"):

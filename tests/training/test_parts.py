@@ -37,7 +37,7 @@ def network(depth=3, seed=0, stacked=False, cut=None):
     return learner, state
 
 
-@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize("stacked", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_module_moves_into_another_network(stacked, tmp_path):
     learner, state = network(stacked=stacked)
     save_module(str(tmp_path / "module.npz"), learner, state, "hidden_2")

@@ -101,7 +101,10 @@ def test_report_stands_alone(finished):
     [
         pytest.param({"estimator.name": "backprop"}, marks=pytest.mark.slow),
         {"boundaries": "none"},
-        {"estimator.name": "recursive_least_squares", "boundaries": "0,2", "show_test": True},
+        pytest.param(
+            {"estimator.name": "recursive_least_squares", "boundaries": "0,2", "show_test": True},
+            marks=pytest.mark.slow,
+        ),
         {"estimator.name": "linear", "estimator.conditioned": False, "model.dtype": "bfloat16"},
         pytest.param(
             {"estimator.name": "mlp", "model.norm": "layer", "validation_examples": 0},
