@@ -39,8 +39,8 @@ def borrowed_next(
     """
     check_estimator("borrowed_next", estimator)
     fitted = estimator.training_gradient is not None and not estimator.own_loss
-    above = estimator.borrows is not None or estimator.structure is not None
-    if estimator.reads is not Reads.NOTHING or fitted or above:
+    made_of_modules = estimator.borrows is not None or estimator.structure is not None
+    if estimator.reads is not Reads.NOTHING or fitted or made_of_modules:
         raise UsageError(
             f"borrowed_next leads back what an estimator with a loss of its own gives, such as local_loss:"
             f" {estimator.name} has none, or reads or borrows something from above"
