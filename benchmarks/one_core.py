@@ -6,8 +6,8 @@ Confining a process that has more threads than cores would slow it down, and fla
 import multiprocessing
 import os
 import time
-from collections.abc import Callable
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -68,12 +68,16 @@ def _serve(make: Callable[[], tuple[Any, ...]], pipe: Connection) -> None:
         pipe.send((time.process_time() - processor) / (time.perf_counter() - wall))
 
 
-@contextmanager
-def one_thread():
+def one_thread() -> AbstractContextManager[None]:
     """Processes started within it have a pool of one thread, and one device."""
-    changes = {THREADS: "1", "XLA_FLAGS": ""}
-    before = {name: os.environ.get(name) for name in changes}
-    os.environ.update(changes)
+    return environment(**{THREADS: "1", "XLA_FLAGS": ""})
+
+
+@contextmanager
+def environment(**variables: str) -> Iterator[None]:
+    """Processes started within it have these variables; after it all are as they were."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         yield
     finally:

@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 
 from decoupled.errors import UsageError
+from decoupled.learning.binding import with_bound
 from decoupled.learning.chain import Chain
 from decoupled.learning.stack import Stack, modules_of, take
 from decoupled.learning.state import EstimatorState, ModuleState, Shared
 from decoupled.precision import at_least_float32
 from decoupled.shapes import Integer
-from decoupled.types import Array, Borrows, Estimator, Module, ModuleVariables, PyTree
+from decoupled.types import Array, Borrows, Module, ModuleVariables, PyTree
 
 
 def bound(chain: Chain, batch_axes: int) -> Chain:
@@ -29,23 +30,12 @@ def bound(chain: Chain, batch_axes: int) -> Chain:
     Raises:
       UsageError: above the blocks of a stack there are not the same modules.
     """
-    made: dict[
-        tuple[Estimator, tuple[Module, ...]], Estimator
-    ] = {}  # Equal estimators of equal modules stay equal, and are compiled once.
 
-    def bind(k: int) -> Estimator:
-        spec = chain.estimators[k]
-        if spec.borrows is None:
-            return spec
-        lent = tuple(module._replace(name="") for module in _lenders(chain, k, spec.borrows))
-        if (spec, lent) not in made:
-            own = spec.borrows.bind(lent, batch_axes)
-            made[spec, lent] = spec._replace(
-                init=own.init, estimate=own.estimate, training_gradient=own.training_gradient
-            )
-        return made[spec, lent]
+    def arguments(k: int, borrows: Borrows) -> tuple[tuple[Module, ...], int]:
+        lenders = _lenders(chain, k, borrows)
+        return tuple(module._replace(name="") for module in lenders), batch_axes
 
-    return chain._replace(estimators=tuple(bind(k) for k in range(len(chain.estimators))))
+    return with_bound(chain, lambda spec: spec.borrows, arguments)
 
 
 def first_copies(

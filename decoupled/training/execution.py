@@ -22,9 +22,10 @@ class Execution(NamedTuple):
         want them.
       compile_step: (state, totals, images, labels, key, weight=None), all placed -> a compiled function
         of the same -> (state, totals), which destroys the first two.
-      compile_loop: (state, totals, data, order, key), all placed -> a compiled (state, totals, order,
-        first, count) -> (state, totals), which destroys the first two; see `train_loop`. None, by itself
-        or where it would be made: steps are taken one by one.
+      compile_loop: (state, totals, data, order, key), all placed but for the data, which are on the host ->
+        a compiled (state, totals, data, order, first, count) -> (state, totals), which destroys the first
+        two, of data that are placed as `place_state` does it; see `train_loop`. None, by itself or where
+        it would be made: steps are taken one by one.
       measure: function of whole state and placed batches -> the same, compiled; every process can read
         its results.
       whole_state: state as steps leave it -> as the learner knows it, for `measure`.

@@ -73,7 +73,6 @@ def compiled(execution: Execution, run: Run, state: PyTree, totals: PyTree, key:
     split, compile_loop = run.split, execution.compile_loop
     if compile_loop is None or isinstance(split, Stream) or not fits_on_device(split):
         return _one_by_one(execution, run, state, totals, key)
-    data = execution.place_state(jax.tree.map(jnp.asarray, tuple(split)))
 
     @functools.lru_cache(1)
     def order(epoch: int) -> Array:
@@ -84,11 +83,13 @@ def compiled(execution: Execution, run: Run, state: PyTree, totals: PyTree, key:
         rows = run.order(epoch + 1)[number][execution.rows(run.batch_size)]
         return execution.place_batch(rows_of(run.split, rows))
 
-    loop = compile_loop(state, totals, data, order(1), key)
+    on_host = tuple(split)
+    loop = compile_loop(state, totals, on_host, order(1), key)
     if loop is None:
         return _one_by_one(execution, run, state, totals, key)
+    data = execution.place_state(jax.tree.map(jnp.asarray, on_host))
     return Compiled(
-        lambda done: in_a_loop(loop, order, len(run.order(1)), batch_of),
+        lambda done: in_a_loop(loop, data, order, len(run.order(1)), batch_of),
         lambda steps, state, totals: (state, totals),
     )
 
@@ -176,6 +177,7 @@ def brought(place: Callable[[PyTree], PyTree], batches: Iterator[PyTree]) -> Ite
 
 def in_a_loop(
     loop: Callable[..., tuple[PyTree, PyTree]],
+    data: PyTree,
     orders: Callable[[int], PyTree],
     steps_per_epoch: int,
     batch_of: Callable[[int], PyTree],
@@ -183,7 +185,8 @@ def in_a_loop(
     """Steps are taken many in one call, on a data set that lies on the device.
 
     Args:
-      loop: (state, totals, order, first, count) -> (state, totals); see `train_loop`.
+      loop: (state, totals, data, order, first, count) -> (state, totals); see `train_loop`.
+      data: the whole data set, placed.
       orders: number of an epoch, from 1 -> the rows of each of its batches, placed.
       batch_of: number of steps done -> the batch of the last of them, placed.
     """
@@ -193,6 +196,6 @@ def in_a_loop(
         nonlocal now
         now = done + count
         epoch, first = divmod(done, steps_per_epoch)
-        return loop(state, totals, orders(epoch + 1), np.int32(first), np.int32(count))
+        return loop(state, totals, data, orders(epoch + 1), np.int32(first), np.int32(count))
 
     return Feed(take, lambda: batch_of(now))

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.dtypes import canonicalize_dtype
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -39,7 +40,7 @@ def one_device(learner: Learner, preprocess: Preprocess, metric: Metric) -> Exec
         place_batch=jax.device_put,
         compile_step=lambda *args: one.lower(*args).compile(),
         measure=jax.jit,
-        compile_loop=lambda *args: _compiled_loop(many, *args),
+        compile_loop=lambda *args: _compiled_loop(many, None, *args),
     )
 
 
@@ -206,23 +207,37 @@ def _whole_step(step: Callable, mesh: Mesh) -> Execution:
     loop = train_loop(step, lambda batch: jax.lax.with_sharding_constraint(batch, in_rows))
     one, many = (jax.jit(f, donate_argnums=(0, 1), out_shardings=replicated) for f in (step, loop))
     return _over(mesh, lambda *args: one.lower(*args).compile())._replace(
-        compile_loop=lambda *args: _compiled_loop(many, *args)
+        compile_loop=lambda *args: _compiled_loop(many, replicated, *args)
     )
 
 
 def _compiled_loop(
-    jitted: Any, state: PyTree, totals: PyTree, data: PyTree, order: Array, key: Array
+    jitted: Any,
+    where: NamedSharding | None,
+    state: PyTree,
+    totals: PyTree,
+    data: PyTree,
+    order: Array,
+    key: Array,
 ) -> Callable[..., tuple[PyTree, PyTree]] | None:
-    """(state, totals, order, first, count) -> (state, totals): a `train_loop`, compiled for its data.
+    """See `Execution.compile_loop`; None where steps one by one are faster.
 
-    None where steps one by one are faster: for a CPU, XLA has its fast convolutions outside of loops alone,
-    and in one a step of a CNN takes 15 times as long (https://github.com/jax-ml/jax/issues/12868).
+    For a CPU, XLA has its fast convolutions outside of loops alone, and in one a step of a CNN takes 15
+    times as long (https://github.com/jax-ml/jax/issues/12868).
+
+    Args:
+      jitted: a `train_loop`.
+      where: the data are to lie; None: on the one device there is.
     """
+
+    def placed(leaf: Array) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, canonicalize_dtype(leaf.dtype), sharding=where)
+
     number = np.int32(0)
-    lowered = jitted.lower(state, totals, data, order, number, number, key)
+    lowered = jitted.lower(state, totals, jax.tree.map(placed, data), order, number, number, key)
     if jax.default_backend() == "cpu" and "stablehlo.convolution" in lowered.as_text():
         return None
     compiled = lowered.compile()
-    return lambda state, totals, order, first, count: compiled(
+    return lambda state, totals, data, order, first, count: compiled(
         state, totals, data, order, first, count, key
     )

@@ -1,20 +1,19 @@
 """Training runs, one a process with one thread, one process a core; finished ones are kept."""
 
 import concurrent.futures
-import contextlib
 import hashlib
 import json
 import multiprocessing
 import os
 import shutil
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from benchmarks.one_core import one_thread
+from benchmarks.one_core import environment, one_thread
 from decoupled.training import Workdir, train_and_evaluate
 from decoupled.training.builder import build
 from decoupled.training.workdir import read_metrics
@@ -46,26 +45,13 @@ def run_all(folder: Path, wanted: Sequence[ConfigDict], processes: int = 0) -> l
     """
     spawn = multiprocessing.get_context("spawn")
     processes = min(len(wanted), processes or os.cpu_count() or 1)
+    share = f"{0.9 / processes:.3f}"  # of an accelerator's memory
     with (
         one_thread(),
-        _sharing(processes),
+        environment(XLA_PYTHON_CLIENT_MEM_FRACTION=share),
         concurrent.futures.ProcessPoolExecutor(processes, mp_context=spawn) as pool,
     ):
         return list(pool.map(run, [folder] * len(wanted), wanted))
-
-
-@contextlib.contextmanager
-def _sharing(processes: int) -> Iterator[None]:
-    """Processes that are begun within take their part of an accelerator's memory, and no more."""
-    name = "XLA_PYTHON_CLIENT_MEM_FRACTION"
-    before = os.environ.get(name)
-    os.environ[name] = f"{0.9 / processes:.3f}"
-    try:
-        yield
-    finally:
-        os.environ.pop(name)
-        if before is not None:
-            os.environ[name] = before
 
 
 def run(folder: Path, config: ConfigDict) -> Run:

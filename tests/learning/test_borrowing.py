@@ -16,7 +16,7 @@ from decoupled.learning.dispatch import dispatched
 from decoupled.learning.stack import Stack
 from decoupled.learning.watch import read_watches, watched_estimator
 from decoupled.parallel.pipeline import make_mesh, make_pipeline
-from tests import helpers
+from tests import helpers, padded_tokens
 
 KEY = jax.random.key(3)
 WIDTH, RATE = 4, 0.5
@@ -232,53 +232,23 @@ def test_in_a_pipeline_copies_travel_down(make):
     chex.assert_trees_all_equal(drained.estimators[0].borrowed, expected.estimators[0].borrowed)
 
 
-class Attending(nn.Module):
-    """A block over tokens, some of which are hidden from all others."""
-
-    @nn.compact
-    def __call__(self, batch):
-        h, seen = batch["h"], batch["seen"]
-        mask = nn.make_attention_mask(jnp.ones_like(seen), seen)
-        return {"h": h + nn.MultiHeadDotProductAttention(2)(h, mask=mask), "seen": seen}
-
-
-def tokens(hidden):
-    """Padded sequences: x, y, weight."""
-    rng = np.random.default_rng(0)
-    seen = np.arange(5) < np.array([5, 3, 4])[:, None]
-    h = rng.normal(size=(3, 5, 4)).astype(np.float32)
-    h[~seen] = hidden
-    return {"h": h, "seen": seen}, rng.integers(helpers.CLASSES, size=(3, 5)), seen.astype(np.float32)
-
-
 @pytest.mark.parametrize("kind", ["readout", "next"])
 def test_padded_tokens_go_through_private_and_borrowed_blocks(kind):
     """Oracles 1 and 10: with the youngest copies the block below descends the loss of what is counted."""
-    block = from_linen(Attending(), "block")
-    output = from_functions(
-        lambda key, h: jax.random.normal(key, (4, helpers.CLASSES)), lambda w, h: h["h"] @ w, "output"
-    )
-    modules = [block, block._replace(name="middle"), output]
     estimator = (
-        estimators.borrowed_readout(private=[block])
+        estimators.borrowed_readout(private=[padded_tokens.BLOCK])
         if kind == "readout"
         else estimators.borrowed_next(TRUE_LOSS, 2)
     )
-    learner = learner_of(estimator, modules, batch_axes=2)
-    x, y, weight = tokens(0.0)
+    learner = learner_of(estimator, padded_tokens.MODULES, batch_axes=2)
+    x, y, weight = padded_tokens.tokens(0.0)
     state = jax.jit(learner.init)(KEY, x, y)
     update = jax.jit(learner.update)
     new, metrics = update(state, x, y, KEY, weight)
 
     above = state.estimators[0].params[0] if kind == "readout" else state.modules[1]
-
-    def loss(params):
-        h = x
-        for module, p in zip(modules, (*params, state.modules[2].params), strict=True):
-            h = module.apply(p, {}, h, KEY, True)[0]
-        return (CROSS_ENTROPY(h.reshape(15, -1), y.reshape(-1)) * weight.reshape(-1)).sum() / weight.sum()
-
-    value, gradients = jax.jit(jax.value_and_grad(loss))((state.modules[0].params, above.params))
+    before = (state.modules[0].params, above.params, state.modules[2].params)
+    value, gradients = jax.jit(jax.value_and_grad(padded_tokens.loss))(before)
     expected = jax.tree.map(lambda p, g: p - RATE * g, state.modules[0].params, gradients[0])
     chex.assert_trees_all_close(new.modules[0].params, expected, rtol=1e-4, atol=1e-6)
     if kind == "readout":
@@ -286,7 +256,7 @@ def test_padded_tokens_go_through_private_and_borrowed_blocks(kind):
         expected = jax.tree.map(lambda p, g: p - RATE * g, above.params, gradients[1])
         chex.assert_trees_all_close(new.estimators[0].params[0].params, expected, rtol=1e-4, atol=1e-6)
 
-    other = update(state, *tokens(np.nan)[:2], KEY, weight)[0]
+    other = update(state, *padded_tokens.tokens(np.nan)[:2], KEY, weight)[0]
     chex.assert_trees_all_close(other, new, rtol=1e-6, atol=1e-7)
 
 

@@ -21,7 +21,7 @@ from decoupled.learning.watch import WatchState
 from decoupled.modules.backward_rules import feedback_alignment, with_backward_rule
 from decoupled.parallel.pipeline import make_mesh, make_pipeline
 from decoupled.training.builder import build
-from tests import helpers
+from tests import helpers, padded_tokens
 
 KEY = jax.random.key(3)
 RATE = 0.5
@@ -343,47 +343,21 @@ def test_dispatched_microbatches_and_pipelines_do_as_local_losses_do():
     chex.assert_trees_all_close(state, expected, rtol=1e-4, atol=1e-5)
 
 
-class Attending(nn.Module):
-    """A block over tokens, some of which are hidden from all others."""
-
-    @nn.compact
-    def __call__(self, batch):
-        h, seen = batch["h"], batch["seen"]
-        mask = nn.make_attention_mask(jnp.ones_like(seen), seen)
-        return {"h": h + nn.MultiHeadDotProductAttention(2)(h, mask=mask), "seen": seen}
-
-
 @pytest.mark.slow
 def test_padded_tokens_go_through_blocks_with_their_mask():
     """Oracles 1 and 10: the loss of what is counted, whatever the rest holds."""
-    block = from_linen(Attending(), "block")
-    output = from_functions(
-        lambda key, h: jax.random.normal(key, (4, helpers.CLASSES)), lambda w, h: h["h"] @ w, "output"
-    )
-    modules = [block, block._replace(name="middle"), output]
-    rng = np.random.default_rng(0)
-    seen = np.arange(5) < np.array([5, 3, 4])[:, None]
-    h, y = rng.normal(size=(3, 5, 4)).astype(np.float32), rng.integers(helpers.CLASSES, size=(3, 5))
-    learner, weight = learner_of(LIKE(1), modules, batch_axes=2), seen.astype(np.float32)
-    x = {"h": np.where(seen[..., None], h, 0), "seen": seen}
+    learner = learner_of(LIKE(1), padded_tokens.MODULES, batch_axes=2)
+    x, y, weight = padded_tokens.tokens(0.0)
     state = jax.jit(learner.init)(KEY, x, y)
     update = jax.jit(learner.update)
     new, metrics = update(state, x, y, KEY, weight)
-
-    def loss(params):
-        h = x
-        for module, p in zip(modules, params, strict=True):
-            h = module.apply(p, {}, h, KEY, True)[0]
-        return (CROSS_ENTROPY(h.reshape(15, -1), y.reshape(-1)) * weight.reshape(-1)).sum() / weight.sum()
-
     before = (state.modules[0].params, *state.estimators[0].params)
-    value, gradients = jax.jit(jax.value_and_grad(loss))(before)
+    value, gradients = jax.jit(jax.value_and_grad(padded_tokens.loss))(before)
     np.testing.assert_allclose(metrics.boundaries[0].loss, value, rtol=1e-5)
     expected = jax.tree.map(lambda p, g: p - RATE * g, before, gradients)
     after = (new.modules[0].params, *new.estimators[0].params)
     chex.assert_trees_all_close(after, expected, rtol=1e-4, atol=1e-6)
-    spoiled = {"h": np.where(seen[..., None], h, np.nan), "seen": seen}
-    other = update(state, spoiled, y, KEY, weight)[0]
+    other = update(state, *padded_tokens.tokens(np.nan)[:2], KEY, weight)[0]
     chex.assert_trees_all_close(other, new, rtol=1e-6, atol=1e-7)
 
 

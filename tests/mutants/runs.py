@@ -160,8 +160,8 @@ MUTANTS = (
     Mutant(
         "a loop stays in the first epoch",
         "decoupled/training/feeds.py",
-        "return loop(state, totals, orders(epoch + 1), np.int32(first), np.int32(count))",
-        "return loop(state, totals, orders(1), np.int32(first), np.int32(count))",
+        "return loop(state, totals, data, orders(epoch + 1), np.int32(first), np.int32(count))",
+        "return loop(state, totals, data, orders(1), np.int32(first), np.int32(count))",
         (_OF_FEEDS + "test_a_loop_takes_the_same_steps",),
     ),
     Mutant(
