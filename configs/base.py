@@ -70,12 +70,16 @@ def get_config() -> ConfigDict:
     config.estimator.conditioned = (
         True  # whether its estimates see the labels beside h, where it has that choice
     )
-    config.estimator.mlp = ConfigDict({"hidden": (256,)})
-    config.estimator.convolutional = ConfigDict({"features": (), "kernel_size": 3})
+    # norm: none, batch or layer, before the ReLU of hidden layers
+    config.estimator.mlp = ConfigDict({"hidden": (256,), "norm": "none"})
+    config.estimator.convolutional = ConfigDict({"features": (), "kernel_size": 3, "norm": "none"})
     config.estimator.recursive_least_squares = ConfigDict({"decay": 0.97, "ridge": 1e-3, "solve_every": 1})
     config.estimator.bp_lambda = ConfigDict({"estimator": "loss_shaped", "lam": 0.5})
+    config.estimator.sg_prop = ConfigDict({"estimator": "linear", "scale": 1.0})
     # depth: layers like those above, below a last one, at the lowest boundary; min_depth: at the highest
     config.estimator.auxiliary_network = ConfigDict({"depth": 2, "min_depth": 1})
+    # the same, of the network whose gradient it is
+    config.estimator.surrogate = ConfigDict({"depth": 1, "min_depth": 1})
     # of a copy: renewed every so many steps; decay: 0, or what is left of it then, in a running average
     config.estimator.borrowed_readout = ConfigDict({"every": 10, "decay": 0.0})
     config.estimator.borrowed_next = ConfigDict(

@@ -42,7 +42,7 @@ from decoupled.training.step import alignment_step, evaluator, no_totals, train_
 from decoupled.training.workdir import write_whole
 from decoupled.types import PyTree
 from experiments.compare_page import render
-from experiments.forms import form_of
+from experiments.forms import form_of, loss_of
 
 # Of the comparison, where a run has a seed.
 _OWN_FIELDS = {"seeds", "methods", "timing_turns"}
@@ -59,7 +59,9 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "local_loss": {_EST_RATE: 3e-3},
     "mean_teacher": {_RATE: 3e-4, _EST_RATE: 3e-3},
     "probe": {_EST_RATE: 3e-3},
+    "sigmoid": {_EST_RATE: 2e-3},
     "similarity": {_RATE: 3e-3, _EST_RATE: 3e-3},
+    "surrogate": {_EST_RATE: 3e-3},
     "linear_unconditional": {_EST_RATE: 2e-3},
 }
 
@@ -203,9 +205,10 @@ def step_times(jobs: dict[str, Job], turns: int) -> dict[str, float]:
 def declared(config: ConfigDict, options: dict[str, Any], job: Job) -> dict[str, Any]:
     """What the table says of a row before anything is measured."""
     spec = job.learner.estimators[0]
-    trained = spec.training_gradient is not None
+    trained, own = spec.training_gradient is not None, config_of(config, options)
     return {
-        "form": form_of(config_of(config, options)),
+        "form": form_of(own),
+        "loss": loss_of(own, spec.own_loss),
         "trained": trained,
         "target": ("own loss" if spec.own_loss else "gradient from above") if trained else None,
         "estimate_sees_labels": "y" in spec.estimate_sees,

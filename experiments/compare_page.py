@@ -13,6 +13,7 @@ _STYLE = "body { max-width: 90rem; } td, th { padding: 0.2rem 0.5rem; font-size:
 _HEADER = (
     "method",
     "dL/dh is taken to be",
+    "loss",
     "trained",
     "target",
     "estimate sees labels",
@@ -56,6 +57,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     return (
         row["name"],
         row["form"],
+        row["loss"],
         "trained" if row["trained"] else "fixed",
         row["target"] or "none",
         *("yes" if holds else "no" for holds in locks),

@@ -95,11 +95,13 @@ def folder_with(module, source):
 def every_method():
     """Every estimator that a config can name and needs no module above, conditioned where it can be."""
     context = estimators.one_hot(CLASSES)
-    options = {"mlp": {"hidden": (6,)}, "bp_lambda": {"estimator": estimators.linear(context)}}
+    linear = {"estimator": estimators.linear(context)}
+    options = {"mlp": {"hidden": (6,)}, "bp_lambda": linear, "sg_prop": linear}
     return {
         name: make_estimator(name, CLASSES, context, **options.get(name, {}))
         for name in METHODS
-        if name not in ("convolutional", "auxiliary_network") and not name.startswith("borrowed")
+        if name not in ("convolutional", "auxiliary_network", "surrogate")
+        and not name.startswith("borrowed")
     }
 
 

@@ -36,6 +36,8 @@ def methods(network):
         "backprop": estimators.backprop(),
         "linear": estimators.linear(context),
         "bp_lambda": estimators.bp_lambda(estimators.linear(context), 0.3),
+        "sg_prop": estimators.sg_prop(estimators.linear(context), 0.3),
+        "sigmoid": estimators.sigmoid(context),
         "recursive_least_squares": estimators.recursive_least_squares(context),
         "similarity": estimators.similarity(CLASSES, context, loss=loss),
         "direct_feedback_alignment": estimators.direct_feedback_alignment(width),

@@ -17,5 +17,8 @@ from decoupled.estimators.network import convolutional, mlp, network
 from decoupled.estimators.noise import noise
 from decoupled.estimators.probe import probe
 from decoupled.estimators.recursive_least_squares import recursive_least_squares
+from decoupled.estimators.sg_prop import sg_prop
+from decoupled.estimators.sigmoid import sigmoid
 from decoupled.estimators.similarity import similarity
+from decoupled.estimators.surrogate import surrogate
 from decoupled.estimators.synthetic_gradient import as_given, one_hot, sg_loss

@@ -48,10 +48,15 @@ def auxiliary_network(depth: int = 2, min_depth: int = 1, loss: Loss = softmax_c
       Ma et al. 2024, "Scaling supervised local learning with augmented auxiliary networks" (arXiv
       2402.17318).
     """
-    check_loss("auxiliary_network: loss", loss)
+    return like_layers_above("auxiliary_network", depth, min_depth, loss)
+
+
+def like_layers_above(name: str, depth: int, min_depth: int, loss: Loss) -> Estimator:
+    """The estimator above, under the name that metrics and mistakes call it by."""
+    check_loss(f"{name}: loss", loss)
     for what, number in (("depth", depth), ("min_depth", min_depth)):
         if not isinstance(number, int) or number < 0:
-            raise UsageError(f"auxiliary_network: {what} is {number!r}, but must be a number of 0 or more")
+            raise UsageError(f"{name}: {what} is {number!r}, but must be a number of 0 or more")
     output = remembering()
 
     def bind(layers: tuple[Module, ...], places: tuple[int, ...], batch_axes: int) -> Estimator:
@@ -62,7 +67,7 @@ def auxiliary_network(depth: int = 2, min_depth: int = 1, loss: Loss = softmax_c
             if steps is None:
                 shapes = " and ".join(str(jnp.shape(leaf)) for leaf in jax.tree.leaves(h))
                 raise UsageError(
-                    f"auxiliary_network: of the {len(layers)} layers above, no {len(places)} or fewer and"
+                    f"{name}: of the {len(layers)} layers above, no {len(places)} or fewer and"
                     f" the last can feed one another, from {shapes}: choose more (depth), or layers that"
                     " take what they are fed, as from_linen makes them"
                 )
@@ -98,8 +103,8 @@ def auxiliary_network(depth: int = 2, min_depth: int = 1, loss: Loss = softmax_c
         return evenly_spaced(depth_at(below, below + between + 1, depth, min_depth), between)
 
     return unbound(
-        "auxiliary_network",
-        "auxiliary_network is built like modules above its boundary, which make_learner alone can tell of:"
+        name,
+        f"{name} is built like modules above its boundary, which make_learner alone can tell of:"
         " at a boundary in a model of your own take local_loss, or estimators.network",
         is_trained=True,
         structure=Structure(choose, bind),

@@ -115,8 +115,21 @@ def power(
     gradient: Float[Array, "batch *features"], weight: Shaped[AnyArray, " batch"] | None = None
 ) -> Float[Array, ""]:
     """Squared length of each example's gradient, averaged over examples."""
+    return weights.mean(squared_lengths(gradient), weight)
+
+
+def squared_lengths(gradient: Float[Array, "batch *features"]) -> Float[Array, " batch"]:
+    """Of each example's gradient."""
     rows = at_least_float32(flatten(gradient))
-    return weights.mean(jnp.einsum("bf,bf->b", rows, rows), weight)
+    return jnp.einsum("bf,bf->b", rows, rows)
+
+
+def squared_errors(estimate: PyTree, target: PyTree) -> Float[Array, " batch"]:
+    """Squared distance of each example's gradients, over all arrays."""
+    each = jax.tree.map(
+        lambda a, b: squared_lengths(at_least_float32(a) - at_least_float32(b)), estimate, target
+    )
+    return jnp.stack(jax.tree.leaves(each)).sum(0)
 
 
 def by_gradient(

@@ -95,8 +95,11 @@ RANGES: dict[str, Range] = {
     "estimator.recursive_least_squares.ridge": _NOT_NEGATIVE,
     "estimator.recursive_least_squares.solve_every": whole(1),
     "estimator.bp_lambda.lam": _FRACTION,
+    "estimator.sg_prop.scale": _NOT_NEGATIVE,
     "estimator.auxiliary_network.depth": whole(0),
     "estimator.auxiliary_network.min_depth": whole(0),
+    "estimator.surrogate.depth": whole(0),
+    "estimator.surrogate.min_depth": whole(0),
     "estimator.borrowed_readout.every": whole(1),
     "estimator.borrowed_readout.decay": _BELOW_ONE,
     "estimator.borrowed_next.next_modules": whole(1),
@@ -158,7 +161,7 @@ _YES_OR_NO = (
 )
 _TEXTS = ("data_dir", "model.vgg.layers", "boundaries")
 # May name a function of one's own, module:function, too; and what such functions read, which is theirs.
-_INNER = {f"estimator.{name}.estimator": name for name in ("bp_lambda", "borrowed_next")}
+_INNER = {f"estimator.{name}.estimator": name for name in ("bp_lambda", "sg_prop", "borrowed_next")}
 _OWN = ("dataset", "model.name", "estimator.name", *_INNER, "loss", "metric")
 _OPTIONS = ("model.options", "estimator.options")
 

@@ -41,7 +41,10 @@ METHODS: dict[str, Callable[..., Estimator]] = {
     "noise": estimators.noise,
     "probe": estimators.probe,
     "recursive_least_squares": estimators.recursive_least_squares,
+    "sg_prop": estimators.sg_prop,
+    "sigmoid": estimators.sigmoid,
     "similarity": estimators.similarity,
+    "surrogate": estimators.surrogate,
 }
 
 

@@ -57,6 +57,8 @@ METHODS: dict[str, Fields] = {
     "probe": {"estimator.name": "probe"},
     "similarity": {"estimator.name": "similarity"},
     "auxiliary_network": {"estimator.name": "auxiliary_network"},
+    # The same, fitted to the gradient from above alone.
+    "surrogate": {"estimator.name": "surrogate"},
     # Heads that are, or end in, copies of modules above, some steps old.
     "borrowed_next": {"estimator.name": "borrowed_next"},
     "borrowed_readout": {"estimator.name": "borrowed_readout"},

@@ -40,8 +40,24 @@ def step(estimator, depth=3):
 
 @pytest.mark.parametrize("lam", [0.0, 0.25, 1.0])
 def test_bp_lambda_mixes_with_what_was_mixed_above(lam):
+    check_mixed(
+        estimators.bp_lambda(estimators.linear(CONTEXT), lam),
+        lambda own, incoming, A: (1 - lam) * own + lam * incoming,
+    )
+
+
+def test_sg_prop_adds_the_gradient_of_the_sg_loss():
+    check_mixed(
+        estimators.sg_prop(estimators.linear(CONTEXT), 0.5),
+        lambda own, incoming, A: own + 0.5 * 2 * (own - incoming) @ A.T,
+    )
+    assert estimators.sg_prop(estimators.linear(CONTEXT), 0.0).name == "linear"
+
+
+def check_mixed(estimator, mix):
+    """Oracle: a step by hand, in which a boundary hands down `mix` of linear estimate and what comes in."""
     linear = estimators.linear(CONTEXT)
-    learner, state, new = step(estimators.bp_lambda(linear, lam))
+    learner, state, new = step(estimator)
     x, y = helpers.batch()
     h, pullbacks, activations = x, [], []
     for module, own in zip(learner.modules, state.modules, strict=True):
@@ -58,8 +74,9 @@ def test_bp_lambda_mixes_with_what_was_mixed_above(lam):
         expected = jax.tree.map(lambda g: g / len(y), grad_params)
         chex.assert_trees_all_close(helpers.steps_taken(state, new)[i], expected, atol=1e-5)
         if i > 0:
-            synthetic = linear.estimate(state.estimators[i - 1].params, activations[i - 1], y, None)
-            grad_h = (1 - lam) * synthetic + lam * grad_h
+            est_params = state.estimators[i - 1].params
+            synthetic = linear.estimate(est_params, activations[i - 1], y, None)
+            grad_h = mix(synthetic, grad_h, est_params["A"])
 
 
 @pytest.mark.parametrize(
@@ -68,6 +85,19 @@ def test_bp_lambda_mixes_with_what_was_mixed_above(lam):
 def test_bp_lambda_ends_at_backprop_and_at_dni(lam, same_as):
     mixed = step(estimators.bp_lambda(estimators.linear(CONTEXT), lam))[2]
     chex.assert_trees_all_close(mixed.modules, step(same_as)[2].modules, atol=1e-6)
+
+
+def test_a_sigmoid_is_exact_in_logistic_regression():
+    rng = np.random.default_rng(0)
+    h, y = rng.normal(size=(20, 1)).astype(np.float32), rng.integers(2, size=(20, 1)).astype(np.float32)
+    estimator = estimators.sigmoid(estimators.as_given)
+    params = estimator.init(KEY, h, y)
+    assert not np.any(estimator.estimate(params, jnp.asarray(h), y))
+    one = jnp.ones((1, 1))
+    params = {"A": one, "d": one[0], "B": -one, "c": 0 * one[0]}
+    expected = jax.grad(lambda h: optax.sigmoid_binary_cross_entropy(h, y).sum())(jnp.asarray(h))
+    found = estimator.estimate(params, jnp.asarray(h), y)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_direct_feedback_alignment_sends_the_error_through_its_matrix():
@@ -387,6 +417,7 @@ def test_similarity_is_safe_where_maps_are_constant_and_deaf_to_what_does_not_co
     [
         (lambda: estimators.bp_lambda(estimators.linear(), 1.5), "λ from 0 to 1, not 1.5"),
         (lambda: estimators.bp_lambda(estimators.backprop(), 0.5), "backprop is none"),
+        (lambda: estimators.sg_prop(estimators.probe(3)), "such as linear or mlp: probe has none"),
         (lambda: estimators.mean_teacher(3, ()), "a teacher needs hidden layers"),
         (lambda: estimators.mean_teacher(3, decay=1.0), r"a decay in \[0, 1\)"),
         (lambda: estimators.similarity(3, None), "needs a context"),

@@ -8,6 +8,7 @@ _LATER = {
     "bp_lambda": Reads.INCOMING,
     "direct_feedback_alignment": Reads.ERROR,
     "kickback": Reads.ERROR,
+    "sg_prop": Reads.INCOMING,
 }
 
 

@@ -3,6 +3,7 @@
 from tests.mutants.mutant import Mutant
 
 _METHODS = "tests/estimators/test_methods.py::"
+_NORMALISED = "tests/estimators/test_normalised_networks.py::"
 _AUXILIARY = "decoupled/estimators/auxiliary_network.py"
 _STRUCTURE = "tests/learning/test_structure.py::"
 _SYNTHETIC = "tests/estimators/test_synthetic_gradients.py::"
@@ -13,16 +14,30 @@ MUTANTS = (
     Mutant(
         "SG loss summed over the batch",
         "decoupled/estimators/synthetic_gradient.py",
-        'weights.mean(jnp.einsum("bf,bf->b", rows, rows), weight)',
-        'jnp.einsum("bf,bf->b", rows, rows).sum()',
+        "weights.mean(squared_lengths(gradient), weight)",
+        "squared_lengths(gradient).sum()",
         _BY_HAND,
     ),
     Mutant(
         "SG loss divided by the batch twice",
         "decoupled/estimators/synthetic_gradient.py",
-        'weights.mean(jnp.einsum("bf,bf->b", rows, rows), weight)',
-        'weights.mean(jnp.einsum("bf,bf->b", rows, rows), weight) / len(rows)',
+        "weights.mean(squared_lengths(gradient), weight)",
+        "weights.mean(squared_lengths(gradient), weight) / len(gradient)",
         _BY_HAND,
+    ),
+    Mutant(
+        "an SG's loss is not backpropagated into the module",
+        "decoupled/estimators/sg_prop.py",
+        "sg + scale * prop",
+        "sg + 0 * prop",
+        (_METHODS + "test_sg_prop_adds_the_gradient_of_the_sg_loss",),
+    ),
+    Mutant(
+        "padding counts in the statistics of an SG",
+        "decoupled/estimators/network.py",
+        "1 / len(h)) if weight is None else shares(weight)",
+        "1 / len(h)) if weight is None else jnp.full((len(h),), 1 / len(h))",
+        (_NORMALISED + "test_a_weight_is_how_often_an_example_is_there[mlp]",),
     ),
     Mutant(
         "SG fitted to the negative gradient",

@@ -69,8 +69,9 @@ AT_MOST_ONE += ["model.vgg.dropout", "model.vit.dropout"]
 AT_MOST_ONE += ["estimator.bp_lambda.lam", "estimator.similarity.weight", "estimator.mean_teacher.decay"]
 AT_MOST_ONE += ["estimator.borrowed_readout.decay", "estimator.borrowed_next.decay"]
 ZERO_IS_ALLOWED = [*AT_MOST_ONE, "seed", "validation_examples", "crop_padding", "model.mlp.depth"]
-ZERO_IS_ALLOWED += ["model.vit.depth", "read_workers", "cutout"]
-ZERO_IS_ALLOWED += [f"estimator.auxiliary_network.{field}" for field in ("depth", "min_depth")]
+ZERO_IS_ALLOWED += ["model.vit.depth", "read_workers", "cutout", "estimator.sg_prop.scale"]
+BUILT = ("auxiliary_network", "surrogate")
+ZERO_IS_ALLOWED += [f"estimator.{name}.{field}" for name in BUILT for field in ("depth", "min_depth")]
 ZERO_IS_ALLOWED += [
     "optimizer.learning_rate",
     "optimizer.weight_decay",
