@@ -23,6 +23,9 @@ from experiments.paper_page import render
 # trial: seconds, to show that all works; no verdict counts. quick: for `make paper`. full: the real thing.
 Size: TypeAlias = Literal["trial", "quick", "full"]
 SIZES: tuple[Size, ...] = ("trial", "quick", "full")
+# How sure it is that a paper says so: seen in its text, told by notes on it, recalled from memory; or it is
+# this project's own claim.
+Certainty: TypeAlias = Literal["seen", "told", "memory", "ours"]
 
 
 class Check(NamedTuple):
@@ -73,6 +76,7 @@ class Claim(NamedTuple):
       title: heading on the page.
       claim: what the paper says, in one or two sentences.
       source: where it says so, as in "U17, section 3, proposition 1".
+      certainty: how sure that is.
       how: it was measured, in a few sentences for a student; sizes are told by the remarks.
       measure: size -> what was found.
     """
@@ -82,6 +86,7 @@ class Claim(NamedTuple):
     title: str
     claim: str
     source: str
+    certainty: Certainty
     how: str
     measure: Callable[[Size], Finding]
 
@@ -98,11 +103,12 @@ def told(claim: Claim, size: Size) -> dict[str, Any]:
     """Measures a claim; returns what claims.json and the page hold of it."""
     finding = claim.measure(size)
     return {
-        **{name: getattr(claim, name) for name in ("id", "title", "claim", "source", "how")},
+        **{name: getattr(claim, name) for name in ("id", "title", "claim", "source", "certainty", "how")},
         "measured": [check._asdict() | {"measured": _finite(check.measured)} for check in finding.checks],
         "expected": "; ".join(f"{check.what}: {check.expected}" for check in finding.checks),
         "seeds": finding.seeds,
         "holds": all(check.holds for check in finding.checks),
+        "verdict": _verdict(finding.checks),
         "remarks": finding.remarks,
         "command": " ".join(command_of(claim, size)),
         "drawings": [{"svg": svg(d.figure), "caption": d.caption} for d in finding.drawings],
@@ -140,9 +146,16 @@ def lines_of(found: dict[str, Any]) -> Sequence[str]:
         f" {_number(c['measured'])} (expected: {c['expected']})"
         for c in found["measured"]
     ]
-    verdict = "holds" if found["holds"] else "does NOT hold"
+    verdict = found["verdict"].replace("not", "NOT")
     head = f"{found['title']} ({found['source']})\n  claim: {found['claim']}"
     return [head, *checks, f"  {verdict}; {len(found['seeds'])} seeds"]
+
+
+def _verdict(checks: Sequence[Check]) -> str:
+    found = sum(check.holds for check in checks)
+    if found == len(checks):
+        return "holds"
+    return f"holds in part: {found} of {len(checks)} checks" if found else "does not hold"
 
 
 def _number(value: float | None) -> str:

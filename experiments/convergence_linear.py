@@ -253,6 +253,7 @@ CLAIM = Claim(
     " rate is chosen by line search, converges to the least-squares solution if the main rate is small"
     " enough.",
     source="U17, theorem 1",
+    certainty="told",
     how="Network x W + b and SG hA + yB + c are trained together on all examples from random starts. In"
     " each step the SG goes along its gradient to where the SG loss is least (a closed form, since that"
     " loss is quadratic). NumPy's least squares gives the loss to be reached. The main rate is swept, as"

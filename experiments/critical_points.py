@@ -376,6 +376,7 @@ CLAIM = Claim(
     " system with SGs: dL/dθ vanishes above the boundary, SG(h, y) dh/dθ below it, and dL_SG/dφ in the"
     " SG.",
     source="U17, proposition 1",
+    certainty="told",
     how="Backprop is driven to a critical point: a descent, then Newton's method, until the gradient norm"
     " is below 1e-9. There the best linear SG is fitted to each boundary in closed form (least squares),"
     " from the highest boundary down, and the three conditions are measured as norms: in a linear and a"

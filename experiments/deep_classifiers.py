@@ -1,15 +1,17 @@
-"""One deep ReLU network with batch normalisation, trained in several ways from the same initial parameters.
+"""One deep network with batch normalisation, trained in several ways from the same initial parameters.
 
 Every layer is a module in all of them, and backprop's are those with the true gradient at a boundary: so
 the initial parameters, the batches and the layers that can be looked at are the same.
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax import linen as nn
 
 import decoupled
 from decoupled import estimators
@@ -30,6 +32,9 @@ class Training(NamedTuple):
       examples, batch_size: of the training set, and of it in each step.
       epochs: number of times that the examples come up.
       rate: Adam's, for modules and estimators, at the start; it falls to zero by a cosine.
+      activation: of the hidden layers.
+      linear: whether SGs are hA + yB + c, as U17 has them; else they have the form that the gradient of a
+        log loss has.
     """
 
     depth: int
@@ -39,6 +44,8 @@ class Training(NamedTuple):
     batch_size: int
     epochs: int
     rate: float = 1e-3
+    activation: Callable[[Array], Array] = nn.relu
+    linear: bool = False
 
     @property
     def steps_per_epoch(self) -> int:
@@ -53,27 +60,30 @@ class Training(NamedTuple):
 def make(training: Training, method: str) -> Learner:
     """The network as it is trained by one of METHODS.
 
-    The SG is the library's default, of the form that the gradient of a log loss has. Two are controls:
-    one SG without what U17 gives it, the labels; and a network that keeps its parameters and lets batch
-    statistics settle, without which its layers could not be compared.
+    Two are controls: one SG without what U17 gives it, the labels; and a network that keeps its parameters
+    and lets batch statistics settle, without which its layers could not be compared.
     """
-    layers = decoupled.models.mlp(training.depth, training.width, training.classes, norm="batch")
+    depth, width, classes = training.depth, training.width, training.classes
+    layers = decoupled.models.mlp(depth, width, classes, norm="batch", activation=training.activation)
     true = estimators.backprop()
-    synthetic = estimators.loss_shaped(training.classes, estimators.one_hot(training.classes))
-    boundaries = [true] * training.depth
+    labels = estimators.one_hot(classes)
+    synthetic = estimators.linear(labels) if training.linear else estimators.loss_shaped(classes, labels)
+    boundaries = [true] * depth
     if method == "one SG":
         boundaries[training.middle - 1] = synthetic
     elif method == "one SG, labels unseen":
-        boundaries[training.middle - 1] = estimators.loss_shaped(training.classes)
+        boundaries[training.middle - 1] = estimators.loss_shaped(classes)
     elif method == "SGs everywhere":
-        boundaries = [synthetic] * training.depth
+        boundaries = [synthetic] * depth
     steps = training.epochs * training.steps_per_epoch
     adam = optax.adam(optax.cosine_decay_schedule(training.rate, steps))
     optimizer = optax.set_to_zero() if method == "untrained" else adam
     return decoupled.make_learner(layers, boundaries, softmax_cross_entropy, optimizer, adam)
 
 
-def train(learner: Learner, training: Training, seeds: int, x: Array, y: Array) -> LearnerState:
+def train(
+    learner: Learner, training: Training, seeds: int, x: Array, y: Array
+) -> tuple[LearnerState, Array]:
     """Trains as many networks at once, each run in one loop on the device.
 
     The seed alone decides on initial parameters and batches, whatever the method.
@@ -82,7 +92,7 @@ def train(learner: Learner, training: Training, seeds: int, x: Array, y: Array) 
       x, y: training set, (examples, features) and (examples,).
 
     Returns:
-      States stacked over the seeds 0, 1, ...
+      States stacked over the seeds 0, 1, ...; and the mean loss of each step's batch, (seeds, steps).
     """
     keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed), 3))(jnp.arange(seeds))
     size = training.batch_size
@@ -90,11 +100,12 @@ def train(learner: Learner, training: Training, seeds: int, x: Array, y: Array) 
     states = jax.vmap(lambda key: learner.init(key, x[:size], y[:size]))(keys[:, 0])
     rows = _rows_of_batches(keys[:, 1], training)
 
-    def run(state: LearnerState, rows: Array, key: Key) -> LearnerState:
-        def step(state: LearnerState, rows: Array) -> tuple[LearnerState, None]:
-            return learner.update(state, x[rows], y[rows], key)[0], None
+    def run(state: LearnerState, rows: Array, key: Key) -> tuple[LearnerState, Array]:
+        def step(state: LearnerState, rows: Array) -> tuple[LearnerState, Array]:
+            state, metrics = learner.update(state, x[rows], y[rows], jax.random.fold_in(key, state.step))
+            return state, metrics.loss
 
-        return jax.lax.scan(step, state, rows)[0]
+        return jax.lax.scan(step, state, rows)
 
     return jax.jit(jax.vmap(run))(states, rows, keys[:, 2])
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from decoupled.analysis import line_search
@@ -76,6 +77,22 @@ def whole_map(layers: Sequence[Layer]) -> Layer:
     for layer in layers[1:]:
         W, b = W @ layer["W"], b @ layer["W"] + layer["b"]
     return {"W": W, "b": b}
+
+
+def in_float64(state: LearnerState) -> LearnerState:
+    """The same: the library's estimators start in single precision."""
+
+    def cast(leaf: Array) -> Array:
+        return leaf.astype(jnp.float64) if leaf.dtype == jnp.float32 else leaf
+
+    return jax.tree.map(cast, state)
+
+
+def least_squares_loss(x: Array, y: Array) -> float:
+    """The lowest squared error of a linear function with a bias; NumPy's."""
+    inputs = np.concatenate([x, np.ones((len(x), 1))], axis=1)
+    residual = inputs @ np.linalg.lstsq(inputs, np.asarray(y), rcond=None)[0] - y
+    return float(0.5 * np.mean(np.sum(residual**2, axis=1)))
 
 
 def line_searched(estimator: Estimator) -> Estimator:

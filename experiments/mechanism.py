@@ -205,20 +205,19 @@ def _remarks(forms: dict[str, np.ndarray], near: dict[str, Nearness], scale: Sca
         f" SG leaves a median of {by_scale[0]:.1g} of it where logits are about 0.1, and"
         f" {by_scale[-1]:.1g} where they are about 10. In a few random networks one class outweighs the"
         " others at all examples: the gradient is then nearly constant, and the linear SG loses little,"
-        " or with large logits nothing (lower edge of the band; so the check is at logits of about 1). The"
-        f" correlation of implicit and true loss is below 0.9 in {astray[0]} of {scale.seeds} seeds with"
-        f" separable and in {astray[1]} with random labels (so the check is on the median; of 30 seeds 4"
-        " and 2, where the mean falls to 0.87): with random labels these are the networks that have learnt"
-        " nothing, whose h hardly varies. The extracted"
-        " loss is near the true one in place and shape, not"
-        f" always in size. Relative error at the end, median: random labels: {on_random}; separable"
-        f" labels: {on_separable}. On separable labels the network soon makes no error, the gradient that"
-        " the SG is fitted to vanishes, and the SG stops learning: its valley lies where it should, but"
-        " is too flat. On random labels errors remain, and the SG goes on to learn the network, mistakes"
-        f" and all: {int(shaped.seen[-1, 1].sum())} of the {int(shaped.mistakes[-1, 1].sum())} mistakes"
-        " that the networks make with the log loss can be read from the loss-shaped SG. A linear SG of a"
-        " log loss stands for a parabola: it lies near the true loss only where the activations are now,"
-        " and has to follow them."
+        " or with large logits nothing (lower edge of the band; so the check is at logits of about 1)."
+        f" The correlation of implicit and true loss is below 0.9 in {astray[0]} of {scale.seeds} seeds"
+        f" with separable and in {astray[1]} with random labels (so the check is on the median; of 30"
+        " seeds 4 and 2, where the mean falls to 0.87): with random labels these are the networks that"
+        " have learnt nothing, whose h hardly varies. The extracted loss is near the true one in place"
+        f" and shape, not always in size. Relative error at the end, median: random labels: {on_random};"
+        f" separable labels: {on_separable}. On separable labels the network soon makes no error, the"
+        " gradient that the SG is fitted to vanishes, and the SG stops learning: its valley lies where"
+        " it should, but is too flat. On random labels errors remain, and the SG goes on to learn the"
+        f" network, mistakes and all: {int(shaped.seen[-1, 1].sum())} of the"
+        f" {int(shaped.mistakes[-1, 1].sum())} mistakes that the networks make with the log loss can be"
+        " read from the loss-shaped SG. A linear SG of a log loss stands for a parabola: it lies near"
+        " the true loss only where the activations are now, and has to follow them."
     )
 
 
@@ -227,9 +226,10 @@ CLAIM = Claim(
     module="experiments.mechanism",
     title="Which loss a synthetic gradient stands for",
     claim="With a squared error a linear SG is the gradient itself; with a log loss it needs the sigmoid or"
-    " softmax form. An SG stands for a loss and for a prediction, which can be extracted from it, and both"
-    " come near the true ones as learning proceeds.",
+    " softmax form. An SG stands for a loss and for a prediction, which can be extracted from it: with"
+    " an SG of such a form, close below the output, both are near the true ones.",
     source="U17, sections 3 and 4.1, figures 3 and 4",
+    certainty="told",
     how="Form: below two linear layers with random weights each example's dL/dh is computed in double"
     " precision, and compared with the best linear SG (least squares), with a loss-shaped SG,"
     " (softmax(hW' + b) - y)V, that is given the product of the matrices above it, and with one fitted"

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import linen as nn
 from matplotlib.figure import Figure
 
 import decoupled
@@ -59,23 +60,23 @@ def measure(size: Size) -> Finding:
         [
             Drawing(
                 _accuracies(rows),
-                "Test accuracy by what is put in the place of dL/dh, one point a seed. Marker and"
-                " colour tell what a module must wait for before it can be updated. Below noise"
-                " nothing is learnt but the output layer: what a method adds to that, its signal has"
-                " taught the layers below.",
+                "Test accuracy by what is put in the place of dL/dh, one point a seed. Marker and colour"
+                " tell what a module must wait for before it can be updated. Below noise nothing is"
+                " learnt but the output layer: what a method adds to that, its signal has taught the"
+                " layers below.",
             ),
             Drawing(
                 cosines_figure(rows, boundaries),
-                "How well what a module is given agrees with the true gradient there, mean over"
-                " epochs and seeds. 1: the true direction; 0: unrelated. Methods can learn well from"
-                " signals that agree little, where the layers above adapt to what the layers below do.",
+                "How well what a module is given agrees with the true gradient there, mean over epochs"
+                " and seeds. 1: the true direction; 0: unrelated. Methods can learn well from signals"
+                " that agree little, where the layers above adapt to what the layers below do.",
             ),
         ],
         list(range(chosen.seeds)),
-        f"{chosen.dataset}: an MLP of {config.model.mlp.depth} hidden layers of"
-        f" {config.model.mlp.width} units with batch norm, a boundary after each, {chosen.epochs}"
-        " epochs; learning rates as in experiments/compare.py. The special cases are one update of a"
-        " small network, relative to its size.",
+        f"{chosen.dataset}: an MLP of {config.model.mlp.depth} hidden layers of {config.model.mlp.width}"
+        f" units with batch norm, a boundary after each, {chosen.epochs} epochs; learning rates as in"
+        " experiments/compare.py. The special cases are one update of a small network, relative to its"
+        " size.",
     )
 
 
@@ -130,7 +131,38 @@ def _special_cases() -> list[Check]:
     return [
         at_most(f"{what}: relative difference of their updates", _difference(*pair), 1e-5)
         for what, pair in pairs.items()
+    ] + [
+        at_most(f"{what}: relative difference to the gradient of -<hA, t>, A fixed", difference, 1e-6)
+        for what, difference in _fixed_matrices().items()
     ]
+
+
+def _fixed_matrices() -> dict[str, float]:
+    """What each hands down, beside what a module would be taught that is to have hA near to t."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    h, error = jax.random.normal(keys[0], (32, _WIDTH)), jax.random.normal(keys[1], (32, _CLASSES))
+    direct, kickback = estimators.direct_feedback_alignment(_CLASSES), estimators.kickback()
+    params = direct.init(keys[2], h, None)
+    # Units are dealt out to the outputs in turn.
+    dealt = jnp.arange(_WIDTH)[:, None] % _CLASSES == jnp.arange(_CLASSES)[None]
+    layer = decoupled.with_backward_rule(
+        decoupled.from_linen(nn.Dense(_CLASSES), "dense"), decoupled.feedback_alignment
+    )
+    own, state = layer.init(keys[2], h)
+    (aligned,) = jax.vjp(lambda h: layer.apply(own, state, h, keys[2], True)[0], h)[1](error)
+    found = {
+        "Direct Feedback Alignment": (direct.estimate(params, h, None, error), params["B"].T),
+        "Kickback": (kickback.estimate({}, h, None, error), dealt / _WIDTH**0.5),
+        "Feedback Alignment": (aligned, jax.tree.leaves(state["feedback"])[0]),
+    }
+
+    def gradient(A: Array) -> Array:
+        return jax.grad(lambda h: -jnp.sum((h @ A) * -error))(h)
+
+    return {
+        name: float(jnp.abs(sent - gradient(A)).max() / jnp.abs(sent).max())
+        for name, (sent, A) in found.items()
+    }
 
 
 def _learner(modules: Sequence[Module], estimator: Estimator) -> Learner:
@@ -225,15 +257,17 @@ CLAIM = Claim(
     "one-language",
     "experiments.one_language",
     "One language for methods that replace the backpropagated error",
-    "Backprop, synthetic gradients, BP(λ), Feedback Alignment, Direct Feedback Alignment, Kickback,"
-    " probes and noise are one scheme: each puts another quantity in the place of dL/dh, and they"
-    " differ in what that reads, whether it is trained, on what, and which locks remain.",
+    "Backprop, synthetic gradients, SG + prop, BP(λ), Feedback Alignment, Direct Feedback Alignment,"
+    " Kickback, probes and noise are one scheme: each puts another quantity in the place of dL/dh, and"
+    " they differ in what that reads, whether it is trained, on what, and which locks remain.",
     "U17, section 6 and its table of methods",
+    "told",
     "Every method is an estimator, or a rule by which layers send their signal back, behind one"
     " interface; the same training loop runs all, and locks follow from what an estimator declares to"
     " read. (1) Where one method has another as a special case, both take one step from the same"
-    " parameters: the steps must be equal. (2) All train the same network on the same task. Noise in"
-    " the place of the gradient is the floor: there only the output layer learns.",
+    " parameters: the steps must be equal; what methods with a fixed matrix hand down must be the"
+    " gradient of -<hA, t>. (2) All train the same network on the same task. Noise in the place of the"
+    " gradient is the floor: there only the output layer learns.",
     measure,
 )
 

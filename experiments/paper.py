@@ -1,4 +1,4 @@
-"""Every claim of U17, measured: runs/paper/claims.json and index.html, a page to read from top to bottom.
+"""What U17 claims, and J16 of feed-forward networks, measured: a page to read, and runs/paper/claims.json.
 
 python -m experiments.paper
 python -m experiments.paper --size=full
@@ -22,13 +22,18 @@ from typing import Any
 from benchmarks.process import json_of
 from decoupled.training.workdir import write_whole
 from experiments import (
+    bounded_error,
     convergence_deep_linear,
     convergence_linear,
     critical_points,
+    deep_networks,
+    feed_forward,
     insufficient_estimator,
+    loss_surfaces,
     mechanism,
     one_language,
     representations,
+    toy_table,
 )
 from experiments.claim import SIZES, Claim, Size, command_of, lines_of
 from experiments.paper_page import render
@@ -37,9 +42,14 @@ CLAIMS: tuple[Claim, ...] = (
     critical_points.CLAIM,
     insufficient_estimator.CLAIM,
     convergence_linear.CLAIM,
+    bounded_error.CLAIM,
     convergence_deep_linear.CLAIM,
+    toy_table.CLAIM,
     mechanism.CLAIM,
+    loss_surfaces.CLAIM,
+    deep_networks.CLAIM,
     representations.CLAIM,
+    feed_forward.CLAIM,
     one_language.CLAIM,
 )
 _TIMEOUT_SECONDS = 3600.0

@@ -24,6 +24,12 @@ Decoupled Neural Interfaces</em>, arXiv 1703.00522) asks what this does to learn
 claims is measured: what is claimed, how it was measured, what was found. A claim that was not found to
 hold is reported as not holding.</p>
 """
+_CERTAINTY = {
+    "seen": "seen in the text",
+    "told": "as notes on the paper tell it",
+    "memory": "as recalled",
+    "ours": "this project's own",
+}
 _TRIAL = "<p><b>A trial run: tiny settings, to show that everything works. No verdict counts.</b></p>"
 
 
@@ -52,9 +58,7 @@ def _summary(told: Sequence[Mapping[str, Any]]) -> str:
 def _verdict(found: Mapping[str, Any]) -> str:
     if "error" in found:
         return '<span class="fails">could not be measured</span>'
-    if found["holds"]:
-        return '<span class="holds">holds</span>'
-    return '<span class="fails">does not hold</span>'
+    return f'<span class="{"holds" if found["holds"] else "fails"}">{html.escape(found["verdict"])}</span>'
 
 
 def _section(number: int, found: Mapping[str, Any]) -> str:
@@ -83,7 +87,7 @@ def _section(number: int, found: Mapping[str, Any]) -> str:
     )
     return (
         f"{heading}<blockquote><p>{html.escape(found['claim'])}"
-        f" ({html.escape(found['source'])})</p></blockquote>"
+        f" ({html.escape(found['source'])}: {_CERTAINTY[found['certainty']]})</p></blockquote>"
         f"<h3>How it was measured</h3><p>{html.escape(found['how'])}</p>{drawings}"
         f"<h3>What was found</h3>{table(checks, ('measured', 'value', 'expected', 'as expected'))}{remarks}"
         f"<p>Verdict: {_verdict(found)}. Seeds: {seeds}.</p>"

@@ -1,4 +1,4 @@
-"""Four small problems with two classes, in any number of dimensions, after U17's supplement.
+"""Small problems with two classes, in any number of dimensions: U17's, and two of this project's.
 
 Coordinates have a mean square of about 1, whatever the dimension.
 """
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from decoupled.types import Array, Key
 
 # Of noisy_linear's labels.
-FLIPPED = 0.2
+FLIPPED = 0.1
 
 
 def linear(key: Key, n: int, dim: int) -> tuple[Array, Array]:
@@ -38,6 +38,12 @@ def noisy_linear(key: Key, n: int, dim: int) -> tuple[Array, Array]:
     return x, jnp.where(jax.random.bernoulli(flip_key, FLIPPED, (n,)), 1 - y, y)
 
 
+def random_labels(key: Key, n: int, dim: int) -> tuple[Array, Array]:
+    """Gaussian points; labels have nothing to do with them."""
+    x_key, y_key = jax.random.split(key)
+    return jax.random.normal(x_key, (n, dim)), jax.random.bernoulli(y_key, 0.5, (n,)).astype(jnp.int32)
+
+
 def xor(key: Key, n: int, dim: int) -> tuple[Array, Array]:
     """Gaussian points; class 1 where the first two coordinates differ in sign. The others mean nothing."""
     x = jax.random.normal(key, (n, dim))
@@ -59,6 +65,13 @@ def signed(y: Array) -> Array:
     return (2.0 * y - 1.0)[:, None]
 
 
+# Those of U17's supplement.
+TABLE: dict[str, Callable[[Key, int, int], tuple[Array, Array]]] = {
+    "linearly separable": linear,
+    "noisy labels": noisy_linear,
+    "random labels": random_labels,
+}
+# What no linear network tells apart, beside what it does.
 SETS: dict[str, Callable[[Key, int, int], tuple[Array, Array]]] = {
     "linearly separable": linear,
     "noisy labels": noisy_linear,

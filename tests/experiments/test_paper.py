@@ -38,7 +38,7 @@ def example(*checks):
         return Finding(list(checks), [Drawing(Figure(), "nothing <to> see")], [0, 1], "Seen & told.")
 
     return Claim(
-        "example", "experiments.example", "An example", "It is.", "U17, page 0", "By eye.", measure
+        "example", "experiments.example", "An example", "It is.", "U17, page 0", "ours", "By eye.", measure
     )
 
 
@@ -49,7 +49,8 @@ def test_a_claim_holds_if_all_of_it_does():
     assert not found["holds"]
     assert found["command"] == "python -m experiments.example"
     assert any("NOT AS EXPECTED: accuracy" in line for line in claims.lines_of(found))
-    assert claims.lines_of(found)[-1].endswith("does NOT hold; 2 seeds")
+    assert claims.lines_of(found)[-1].endswith("holds in part: 1 of 2 checks; 2 seeds")
+    assert claims.lines_of(claims.told(example(bad), "quick"))[-1].endswith("does NOT hold; 2 seeds")
 
 
 def test_a_number_that_is_none_is_told(tmp_path):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from experiments.deep_classifiers import Training, make, train
-from experiments.representations import Layers, differences, interval, likeness
+from experiments.intervals import interval
+from experiments.representations import Layers, differences, likeness
 from tests import helpers
 
 TRAINING = Training(depth=2, width=4, classes=helpers.CLASSES, examples=16, batch_size=8, epochs=2)
@@ -56,7 +57,8 @@ def test_all_methods_start_alike_and_only_the_untrained_stays():
     jax.tree.map(np.testing.assert_array_equal, first, other)
 
     def ended(method):
-        states = train(learners[method], TRAINING, 2, x, y)
+        states, losses = train(learners[method], TRAINING, 2, x, y)
+        assert losses.shape == (2, 4)
         assert states.step.tolist() == [4, 4]
         return jax.tree.map(lambda leaf: leaf[1], states.modules)
 
