@@ -54,6 +54,7 @@ def learners(modules, estimator, **options):
     ]
 
 
+@pytest.mark.slow
 def test_in_a_stack_and_by_dispatch():
     x, y = helpers.batch()
     modules = helpers.mlp_modules(4)
