@@ -34,8 +34,10 @@ def get_config() -> ConfigDict:
 
     # The network. Its layers are counted from 0; the last one is the output layer.
     config.model = ConfigDict()
-    config.model.name = "mlp"  # mlp, cnn, vgg, resnet, resnet_large, vit or one's own
-    config.model.norm = "batch"  # none, batch or layer; a vit has layer norms, whatever this says
+    config.model.name = "mlp"  # mlp, cnn, vgg, resnet, resnet_large, vit, gpt, rnn or one's own
+    config.model.norm = (
+        "batch"  # none, batch or layer; vit and gpt have layer norms, rnn none, whatever this says
+    )
     config.model.backward_rule = "exact"  # or feedback_alignment, sign_symmetric: in Dense and Conv layers
     # float32 or bfloat16: in which modules compute, and heads of local losses on what these hand on;
     # parameters and losses stay float32.
@@ -53,6 +55,20 @@ def get_config() -> ConfigDict:
     config.model.resnet_large = ConfigDict({"depth": 18, "width": 64, "small_images": False})
     config.model.vit = ConfigDict(
         {"depth": 6, "width": 192, "heads": 3, "patch_size": 4, "class_token": True, "dropout": 0.0}
+    )
+    # For sequences of tokens (examples, time), as many as there are classes; context: the longest of them.
+    config.model.gpt = ConfigDict({"depth": 6, "width": 192, "heads": 3, "context": 256, "dropout": 0.0})
+    # For sequences of vectors, or of tokens if it has a vocabulary. cell: simple, gru or lstm; last_step:
+    # one output for the whole sequence.
+    config.model.rnn = ConfigDict(
+        {
+            "depth": 2,
+            "width": 256,
+            "cell": "lstm",
+            "vocabulary": 0,
+            "last_step": False,
+            "dropout": 0.0,
+        }
     )
     config.model.options = ConfigDict()  # of one's own: any fields, which its function asks for
 

@@ -34,6 +34,7 @@ from configs.compare import SIZES
 from decoupled.data import shuffled_batches
 from decoupled.data.dataset import rows_of
 from decoupled.errors import TrainingError, UsageError
+from decoupled.learning.learner import Learner
 from decoupled.training.builder import build
 from decoupled.training.config_checks import check_range, value_of, whole
 from decoupled.training.loop import Job
@@ -202,9 +203,9 @@ def step_times(jobs: dict[str, Job], turns: int) -> dict[str, float]:
     return {name: median_ratio(seconds, name, "backprop") for name in jobs}
 
 
-def declared(config: ConfigDict, options: dict[str, Any], job: Job) -> dict[str, Any]:
+def declared(config: ConfigDict, options: dict[str, Any], learner: Learner) -> dict[str, Any]:
     """What the table says of a row before anything is measured."""
-    spec = job.learner.estimators[0]
+    spec = learner.estimators[0]
     trained, own = spec.training_gradient is not None, config_of(config, options)
     return {
         "form": form_of(own),
@@ -254,7 +255,7 @@ def compare(config: ConfigDict, out: Path) -> None:
     for name, job in jobs.items():
         start = time.monotonic()
         measured = train(job, config.seeds, vectorised=None if config.timing_turns else True)
-        told = declared(config, chosen[name], job)
+        told = declared(config, chosen[name], job.learner)
         row = {"name": name, **told, **measured, "step_time": None, "options": chosen[name]}
         result["rows"].append({**row, "seconds": round(time.monotonic() - start, 1)})
         write(out, result)  # What an interrupted comparison has measured is kept.

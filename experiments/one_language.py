@@ -52,7 +52,7 @@ def measure(size: Size) -> Finding:
     rows = []
     for name, options in chosen_rows(config.methods).items():
         job = job_of(config, options)
-        told = declared(config, options, job)
+        told = declared(config, options, job.learner)
         rows.append({"name": name, **told, **train(job, config.seeds, vectorised=True)})
     boundaries = job.learner.chain.names[:-1]
     return Finding(

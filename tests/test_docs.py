@@ -17,7 +17,7 @@ from benchmarks import step_time
 from configs import compare as compare_config
 from configs import digits, fashion_mnist
 from decoupled.training import Workdir, train_and_evaluate
-from decoupled.training.builder import build
+from decoupled.training.builder import build, make_learner_of
 from experiments import compare, paper
 from tests.commands import ROOT, run
 from tests.data.formats import write_idx_files
@@ -178,7 +178,8 @@ def test_methods_table_has_every_method_and_what_it_waits_for():
     table, config = methods_table(), compare.sized(compare_config.get_config())
     assert table.keys() == compare.all_rows().keys()
     for name, options in compare.all_rows().items():
-        told = compare.declared(config, options, compare.job_of(config, options))
+        learner = make_learner_of(compare.config_of(config, options), 10, 1)
+        told = compare.declared(config, options, learner)
         waits = "the output error" if told["locks"]["update"] else "nothing"
         waits = "the module above" if told["locks"]["backward"] else waits
         assert table[name][:2] == [told["form"].replace("|", "\\|"), waits]

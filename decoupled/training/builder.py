@@ -26,7 +26,7 @@ from decoupled.training.execution import Execution
 from decoupled.training.label_smoothing import cross_entropy
 from decoupled.training.loop import Job
 from decoupled.training.methods import METHODS, estimator_of
-from decoupled.training.models_by_name import BACKWARD_RULES, DTYPES, MODELS, network_of
+from decoupled.training.models_by_name import BACKWARD_RULES, CELLS, DTYPES, MODELS, network_of
 from decoupled.training.objectives import LOSSES, METRICS, Metric, checked_scores, own_metric
 from decoupled.training.optimizers import OPTIMIZERS, optimizer_of
 from decoupled.training.own_names import call, find, find_function, is_own, theirs_if_so
@@ -179,6 +179,7 @@ def _choices() -> dict[str, Collection[str]]:
         "dataset": [*_MAKERS, *_LOADERS],
         "model.name": MODELS,
         "model.norm": NORMS,
+        "model.rnn.cell": CELLS,
         "model.backward_rule": BACKWARD_RULES,
         "loss": LOSSES,
         "metric": METRICS,

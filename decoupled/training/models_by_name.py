@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 
 import jax.numpy as jnp
+from flax import linen as nn
 
 from decoupled import models
 from decoupled.argument_checks import check_module, listed
@@ -30,6 +31,7 @@ BACKWARD_RULES: dict[str, BackwardRule | None] = {
     "sign_symmetric": sign_symmetric,
 }
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+CELLS = {"simple": nn.SimpleCell, "gru": nn.GRUCell, "lstm": nn.LSTMCell}
 MODELS: dict[str, Callable[..., list[Module]]] = {
     "mlp": lambda config, classes, **options: models.mlp(
         config.depth, config.width, classes, dropout=config.dropout, **options
@@ -51,7 +53,7 @@ MODELS: dict[str, Callable[..., list[Module]]] = {
     "resnet_large": lambda config, classes, **options: models.resnet_large(
         config.depth, classes, width=config.width, small_images=config.small_images, **options
     ),
-    # Of transformers layer norms are a part, whatever config.model.norm says.
+    # Of transformers layer norms are a part, whatever config.model.norm says; recurrent layers have none.
     "vit": lambda config, classes, norm, axis_name, **options: models.vit(
         config.depth,
         config.width,
@@ -59,6 +61,25 @@ MODELS: dict[str, Callable[..., list[Module]]] = {
         heads=config.heads,
         patch_size=config.patch_size,
         class_token=config.class_token,
+        dropout=config.dropout,
+        **options,
+    ),
+    "gpt": lambda config, classes, norm, axis_name, **options: models.gpt(
+        config.depth,
+        config.width,
+        classes,
+        heads=config.heads,
+        context=config.context,
+        dropout=config.dropout,
+        **options,
+    ),
+    "rnn": lambda config, classes, norm, axis_name, **options: models.rnn(
+        config.depth,
+        config.width,
+        classes,
+        cell=CELLS[config.cell],
+        vocabulary=config.vocabulary or None,
+        last_step=config.last_step,
         dropout=config.dropout,
         **options,
     ),

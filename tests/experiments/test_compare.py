@@ -90,7 +90,7 @@ def test_every_method_has_a_row():
     assert next(iter(rows)) == "backprop"
     config = compare.sized(compare_config.get_config())
     for name in ("probe", "mean_teacher", "linear", "linear_unconditional", "sign_symmetric"):
-        told = compare.declared(config, rows[name], compare.job_of(config, rows[name]))
+        told = compare.declared(config, rows[name], compare.job_of(config, rows[name]).learner)
         assert told["trained"] == (name != "sign_symmetric")
         assert told["estimate_sees_labels"] == (name in ("probe", "linear"))
         assert told["fit_sees_labels"] == (name in ("probe", "mean_teacher", "linear"))

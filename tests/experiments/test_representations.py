@@ -46,6 +46,7 @@ def test_differences_below_the_middle_are_paired():
     assert lacking.cka_with_backprop.mean == pytest.approx(within.mean() - 1, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_all_methods_start_alike_and_only_the_untrained_stays():
     x, y = helpers.batch(size=16)
     learners = {method: make(TRAINING, method) for method in ("backprop", "one SG", "untrained")}

@@ -162,7 +162,9 @@ def stacked(depth, number):
     return one_by_one, [lowest, Stack(block, names), *blocks[number:], output]
 
 
-@pytest.mark.parametrize(("kind", "microbatches"), [("readout", 2), ("next", 1)])
+@pytest.mark.parametrize(
+    ("kind", "microbatches"), [pytest.param("readout", 2, marks=pytest.mark.slow), ("next", 1)]
+)
 def test_a_stack_borrows_as_its_modules_do_one_by_one(kind, microbatches):
     estimator = (
         readout(every=2, decay=0.5)

@@ -318,6 +318,7 @@ def test_a_mixed_chain_one_by_one_equals_the_fused_step():
     chex.assert_trees_all_close(one_by_one(state), fused.modules[:3], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_memory_grows_far_less_with_depth_than_under_backprop():
     """Nothing of a module need be kept once the next one has been fed; the compiler keeps a little."""
     x, y = helpers.batch(size=2048, features=64)

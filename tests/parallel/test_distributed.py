@@ -133,6 +133,7 @@ def test_killed_processes_go_on_together(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, weights(killed), weights(tmp_path / "whole"))
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_ends_the_others(tmp_path):
     """The first finds the workdir taken, while the second already waits for it in a step."""
     (tmp_path / "metrics.jsonl").write_text("mine", encoding="utf-8")

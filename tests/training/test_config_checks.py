@@ -65,11 +65,12 @@ def test_every_number_has_a_range_and_the_defaults_are_legal():
 
 # What is out of any sensible range: written down here, not taken from the table.
 AT_MOST_ONE = ["update_probability", "model.mlp.dropout", "estimator.recursive_least_squares.decay"]
-AT_MOST_ONE += ["model.vgg.dropout", "model.vit.dropout"]
+AT_MOST_ONE += [f"model.{name}.dropout" for name in ("vgg", "vit", "gpt", "rnn")]
 AT_MOST_ONE += ["estimator.bp_lambda.lam", "estimator.similarity.weight", "estimator.mean_teacher.decay"]
 AT_MOST_ONE += ["estimator.borrowed_readout.decay", "estimator.borrowed_next.decay"]
 ZERO_IS_ALLOWED = [*AT_MOST_ONE, "seed", "validation_examples", "crop_padding", "model.mlp.depth"]
-ZERO_IS_ALLOWED += ["model.vit.depth", "read_workers", "cutout", "estimator.sg_prop.scale"]
+ZERO_IS_ALLOWED += [f"model.{name}.depth" for name in ("vit", "gpt", "rnn")]
+ZERO_IS_ALLOWED += ["model.rnn.vocabulary", "read_workers", "cutout", "estimator.sg_prop.scale"]
 BUILT = ("auxiliary_network", "surrogate")
 ZERO_IS_ALLOWED += [f"estimator.{name}.{field}" for name in BUILT for field in ("depth", "min_depth")]
 ZERO_IS_ALLOWED += [

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from configs import cifar
 from decoupled import UsageError, models
@@ -28,7 +29,16 @@ NETWORKS = {
         {"depth": 1, "width": 4, "heads": 2, "patch_size": 4, "class_token": False, "dropout": 0.5},
         models.vit(1, 4, 10, heads=2, patch_size=4, class_token=False),
     ),
+    "gpt": (
+        {"depth": 2, "width": 4, "heads": 2, "context": 7, "dropout": 0.5},
+        models.gpt(2, 4, 10, heads=2, context=7),
+    ),
+    "rnn": (
+        {"depth": 2, "width": 4, "cell": "gru", "vocabulary": 6, "last_step": True, "dropout": 0.5},
+        models.rnn(2, 4, 10, cell=nn.GRUCell, vocabulary=6, last_step=True),
+    ),
 }
+INPUTS = {"gpt": np.zeros((4, 7), np.int32), "rnn": np.zeros((4, 5), np.int32)}
 
 
 def config_of(name, boundaries):
@@ -41,10 +51,11 @@ def config_of(name, boundaries):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_network_by_name_is_the_one_by_hand(name):
+    x = INPUTS.get(name, X)
     (network,), layers = make_learner_of(config_of(name, "none"), 10, 1).modules, NETWORKS[name][1]
     assert [part.name for part in network.parts] == [layer.name for layer in layers]
     by_name, by_hand = (
-        jax.eval_shape(each.init, jax.random.key(0), X) for each in (network, compose(layers))
+        jax.eval_shape(each.init, jax.random.key(0), x) for each in (network, compose(layers))
     )
     assert by_name == by_hand
     if "dropout" not in NETWORKS[name][0]:
@@ -52,7 +63,7 @@ def test_a_network_by_name_is_the_one_by_hand(name):
     params, state = filled(by_name)
 
     def drawn(key):
-        return network.apply(params, state, X, key, True)[0]
+        return network.apply(params, state, x, key, True)[0]
 
     text = str(jax.make_jaxpr(drawn)(jax.random.key(0)))
     assert "random_bits" in text  # dropout is nothing that parameters show

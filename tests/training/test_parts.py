@@ -52,7 +52,7 @@ def test_a_module_moves_into_another_network(stacked, tmp_path):
     chex.assert_trees_all_equal(new.estimators, before.estimators)
 
 
-@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize("stacked", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_an_estimator_moves_into_another_network(stacked, tmp_path):
     learner, state = network(stacked=stacked)
     save_estimator(str(tmp_path / "sg.npz"), learner, state, "hidden_1")

@@ -51,6 +51,7 @@ def test_other_steps_make_the_same_run(step, fused, tmp_path):
             np.testing.assert_allclose(line[field], wanted[field], rtol=2e-2, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_pipeline_learns_as_a_fused_run_does(fused, tmp_path):
     summary, lines = run(tmp_path / "run", **{"parallel.mode": "pipeline"})
     assert summary["devices"] == 2

@@ -86,6 +86,19 @@ SETTINGS = {
 }
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gpt", "rnn"])
+def test_a_model_of_the_package_learns_tokens(name, here, tmp_path):
+    small = {"gpt.width": 16, "gpt.heads": 2, "gpt.depth": 1, "gpt.context": 5}
+    small |= {"rnn.width": 16, "rnn.depth": 1, "rnn.vocabulary": 7}
+    own = {f"model.{field}": value for field, value in small.items()}
+    rates = {"optimizer.name": "adam", "optimizer.learning_rate": 3e-2, "epochs": 10}
+    settings = config(**{"model.name": name, **own, **rates, "estimator_optimizer.name": "adam"})
+    with Workdir(tmp_path / "run", settings.to_dict()) as workdir:
+        summary = train_and_evaluate(build(settings), workdir)
+    assert summary["test_accuracy"] > 0.9  # each token by itself tells its label
+
+
 WAYS = ("stacked", "dispatched", "mesh", "shard_map", "pmap")
 
 
