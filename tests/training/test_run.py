@@ -217,7 +217,10 @@ def test_augmentation_and_coins_change_from_step_to_step():
             {"estimator.name": "lineer"},
             "config.estimator.name is 'lineer': choose one of auxiliary_network, backprop,",
         ),
-        ({"model.name": "alexnet"}, "config.model.name is 'alexnet': choose one of cnn, mlp, resnet, "),
+        (
+            {"model.name": "alexnet"},
+            "config.model.name is 'alexnet': choose one of cnn, gpt, mlp, resnet, ",
+        ),
         ({"model.norm": "group"}, "config.model.norm is 'group': choose one of batch, layer, none"),
         ({"boundaries": "3"}, "cannot cut after layer 3"),
         ({"boundaries": "first"}, "config.boundaries is 'first': say all, none, layer indices"),
