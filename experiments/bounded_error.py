@@ -25,6 +25,7 @@ from experiments.linear_networks import (
     least_squares_loss,
     line_searched,
     linear_module,
+    with_params,
 )
 from experiments.toy_data import SETS, signed
 
@@ -103,7 +104,7 @@ def track(modules: Sequence[Module], x: Array, y: Array, key: Key, steps: int) -
     state = in_float64(learner.init(key, x, y))
 
     def loss_at(params: PyTree) -> Array:
-        return squared_error(learner.predict(_with_params(state, params), x), y).mean()
+        return squared_error(learner.predict(with_params(state, params), x), y).mean()
 
     def step(state: LearnerState, _: Any) -> tuple[LearnerState, Track]:
         new, _metrics = learner.update(state, x, y, key)
@@ -122,14 +123,9 @@ def track(modules: Sequence[Module], x: Array, y: Array, key: Key, steps: int) -
         first = jnp.argmax(descends)
         moves = descends.any() & (error <= BOUND)
         params = jax.tree.map(lambda now, then: jnp.where(moves, then[first], now), old, moved)
-        return _with_params(new, params), Track(loss, error, moves, descends.any())
+        return with_params(new, params), Track(loss, error, moves, descends.any())
 
     return jax.lax.scan(step, state, length=steps)[1]
-
-
-def _with_params(state: LearnerState, params: Sequence[PyTree]) -> LearnerState:
-    modules = (own._replace(params=given) for own, given in zip(state.modules, params, strict=True))
-    return state._replace(modules=tuple(modules))
 
 
 def measure(size: Size) -> Finding:

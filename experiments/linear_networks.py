@@ -66,6 +66,12 @@ def with_layers(learner: Learner, state: LearnerState, layers: Sequence[Layer]) 
     return state._replace(modules=tuple(modules))
 
 
+def with_params(state: LearnerState, params: Sequence[PyTree]) -> LearnerState:
+    """The state with these parameters in its modules, lowest first, and all else as it was."""
+    modules = (own._replace(params=given) for own, given in zip(state.modules, params, strict=True))
+    return state._replace(modules=tuple(modules))
+
+
 def layers_of(state: LearnerState) -> tuple[Layer, ...]:
     """All layers of the network, lowest first."""
     return tuple(layer for module in state.modules for layer in module.params)

@@ -21,6 +21,7 @@ from decoupled.losses import squared_error
 from decoupled.types import Array, Key, Loss
 from experiments.claim import Check, Claim, Drawing, Finding, Size, main
 from experiments.intervals import interval, positive
+from experiments.toy_data import binary_log_loss
 
 
 class Scale(NamedTuple):
@@ -48,11 +49,7 @@ _LABELS = ("half of the labels random", "all labels random")
 _LEAST, _MOST = 1e-3, 1 - 1e-3  # of a prediction of which a log loss is taken
 
 
-def log_loss(output: Array, y: Array) -> Array:
-    return optax.sigmoid_binary_cross_entropy(output, y).sum(axis=1)
-
-
-LOSSES: dict[str, Loss] = {"squared error": squared_error, "log loss": log_loss}
+LOSSES: dict[str, Loss] = {"squared error": squared_error, "log loss": binary_log_loss}
 
 
 def points(key: Key) -> tuple[Array, Array]:
@@ -81,7 +78,7 @@ def implied_losses(loss_name: str, learner: Learner, state: LearnerState, x: Arr
             prediction = linear_implicit_prediction(own.params, h)
             if loss_name == "log loss":
                 chance = jnp.clip(prediction, _LEAST, _MOST)
-                found.append(log_loss(jnp.log(chance) - jnp.log1p(-chance), y))
+                found.append(binary_log_loss(jnp.log(chance) - jnp.log1p(-chance), y))
             else:
                 found.append(squared_error(prediction, y))
     return jnp.stack(found)

@@ -22,6 +22,7 @@ from decoupled.learning.learner import Learner, make_learner
 from decoupled.learning.state import LearnerState
 from decoupled.modules import from_functions
 from decoupled.types import Array, Estimator, Key, Module, PyTree
+from experiments.toy_data import binary_log_loss
 
 EXAMPLES = 200
 _SG_RATE = 0.02  # at 0.05 the linear SG's own descent diverges from one start in 60, where h is large
@@ -72,10 +73,7 @@ def _learner(estimator: Estimator) -> Learner:
         _affine("above", 1, lambda key, shape: jnp.ones(shape)),
     ]
 
-    def loss(output: Array, y: Array) -> Array:
-        return optax.sigmoid_binary_cross_entropy(output, y).sum(axis=1)
-
-    return make_learner(modules, [estimator], loss, optax.sgd(0.1), optax.sgd(_SG_RATE))
+    return make_learner(modules, [estimator], binary_log_loss, optax.sgd(0.1), optax.sgd(_SG_RATE))
 
 
 def _clouds(seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -25,6 +25,7 @@ from decoupled.types import Array, Estimator, Module
 from experiments.claim import Check, Claim, Drawing, Finding, Size, at_most, main
 from experiments.compare import chosen_rows, declared, job_of, sized, train
 from experiments.compare_page import cosines_figure, mean_and_spread
+from experiments.linear_networks import with_params
 
 
 class _Size(NamedTuple):
@@ -188,11 +189,6 @@ def _step(learner: Learner, state: LearnerState, x: Array, y: Array, key: Array)
     return [step for old, now in moved for step in jax.tree.leaves(jax.tree.map(jnp.subtract, now, old))]
 
 
-def _with_params(state: LearnerState, params: Sequence[Any]) -> LearnerState:
-    modules = (own._replace(params=given) for own, given in zip(state.modules, params, strict=True))
-    return state._replace(modules=tuple(modules))
-
-
 def _same_weights(one: LearnerState, other: LearnerState) -> tuple[LearnerState, LearnerState]:
     """The same modules, and estimators moved off zero so that no estimate is trivial."""
     moved = [
@@ -201,7 +197,7 @@ def _same_weights(one: LearnerState, other: LearnerState) -> tuple[LearnerState,
     other = other._replace(estimators=tuple(moved))
     if jax.tree.structure(one.estimators[0].params) == jax.tree.structure(moved[0].params):
         one = one._replace(estimators=other.estimators)
-    return _with_params(one, [module.params for module in other.modules]), other
+    return with_params(one, [module.params for module in other.modules]), other
 
 
 def _feedback_is_forward(ruled: LearnerState, plain: LearnerState) -> tuple[LearnerState, LearnerState]:
@@ -210,14 +206,14 @@ def _feedback_is_forward(ruled: LearnerState, plain: LearnerState) -> tuple[Lear
         feedback = {name: {"kernel": layer["kernel"]} for name, layer in module.params.items()}
         modules.append(module._replace(state={**module.state, "feedback": feedback}))
     ruled = ruled._replace(modules=tuple(modules))
-    return ruled, _with_params(plain, [module.params for module in ruled.modules])
+    return ruled, with_params(plain, [module.params for module in ruled.modules])
 
 
 def _one_matrix(direct: LearnerState, aligned: LearnerState) -> tuple[LearnerState, LearnerState]:
     (layer,) = aligned.modules[1].state["feedback"].values()
     matrix = direct.estimators[0]._replace(params={"B": layer["kernel"].T})
     direct = direct._replace(estimators=(matrix,))
-    return _with_params(direct, [module.params for module in aligned.modules]), aligned
+    return with_params(direct, [module.params for module in aligned.modules]), aligned
 
 
 _WAITS = {

@@ -19,6 +19,7 @@ from decoupled.losses import squared_error
 from decoupled.models import mlp
 from decoupled.modules import compose, from_functions
 from decoupled.types import Array, Estimator, Key, Loss
+from experiments.toy_data import binary_log_loss
 
 DATA_SETS = ("separable labels", "random labels")
 # Labels between the classes 0 and 1. At the ends a log loss has its minimum at infinity.
@@ -66,13 +67,9 @@ class OnLine(NamedTuple):
     implicit_prediction: Any
 
 
-def _binary_log_loss(output: Array, y: Array) -> Array:
-    return optax.sigmoid_binary_cross_entropy(output, y).sum(axis=1)
-
-
 def _divergence(output: Array, y: Array) -> Array:
     entropy = -y * jnp.log(y) - (1 - y) * jnp.log1p(-y)
-    return _binary_log_loss(output, y) - entropy.sum(axis=1)
+    return binary_log_loss(output, y) - entropy.sum(axis=1)
 
 
 def _both_classes(y: Array) -> Array:
@@ -84,12 +81,12 @@ CASES = (
     Case("squared error, linear SG", squared_error, linear(as_given), lambda out: out, squared_error),
     Case(
         "log loss, loss-shaped SG",
-        _binary_log_loss,
+        binary_log_loss,
         loss_shaped(2, _both_classes),
         jax.nn.sigmoid,
         _divergence,
     ),
-    Case("log loss, linear SG", _binary_log_loss, linear(as_given), jax.nn.sigmoid, _divergence),
+    Case("log loss, linear SG", binary_log_loss, linear(as_given), jax.nn.sigmoid, _divergence),
 )
 
 

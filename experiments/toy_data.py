@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from decoupled.types import Array, Key
 
@@ -58,6 +59,11 @@ def ring(key: Key, n: int, dim: int) -> tuple[Array, Array]:
     y = jax.random.bernoulli(class_key, 0.5, (n,)).astype(jnp.int32)
     radius = 0.6 * jax.random.uniform(radius_key, (n,)) + jnp.where(y == 1, 0.9, 0.0)
     return dim**0.5 * radius[:, None] * direction, y
+
+
+def binary_log_loss(output: Array, y: Array) -> Array:
+    """Of logits and labels of 0.0 to 1.0: (n, 1) each -> (n,)."""
+    return optax.sigmoid_binary_cross_entropy(output, y).sum(axis=1)
 
 
 def signed(y: Array) -> Array:

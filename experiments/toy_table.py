@@ -25,7 +25,7 @@ from experiments.linear_networks import (
     near_orthogonal,
     with_layers,
 )
-from experiments.toy_data import TABLE, signed
+from experiments.toy_data import TABLE, binary_log_loss, signed
 
 
 class Scale(NamedTuple):
@@ -67,16 +67,12 @@ class Task(NamedTuple):
     estimators: dict[str, Estimator]
 
 
-def _log_loss(output: Array, y: Array) -> Array:
-    return optax.sigmoid_binary_cross_entropy(output, y).sum(axis=1)
-
-
 # The second is not affine in its parameters: its search is one Gauss-Newton step along the gradient.
 _LINEAR, _SIGMOID = line_searched(linear(as_given)), line_searched(sigmoid(as_given))
 TASKS = {
     "squared error": Task(squared_error, signed, {"linear SG": _LINEAR}),
     "log loss": Task(
-        _log_loss,
+        binary_log_loss,
         lambda labels: labels[:, None].astype(float),
         {"linear SG": _LINEAR, "sigmoid SG": _SIGMOID},
     ),

@@ -13,7 +13,6 @@ from decoupled.estimators.synthetic_gradient import (
     by_gradient,
     checked_context,
     flatten,
-    sg_loss,
 )
 from decoupled.modules.own_layers import own_layers
 from decoupled.shapes import AnyArray, Float, Shaped
@@ -97,23 +96,11 @@ def _network(linen_module: nn.Module, context: Context, name: str, whole_batch: 
             out: Any = linen_module.apply({"params": est_params}, h, encode(y), *weight)
         return out
 
-    def training_gradient(
-        est_params: PyTree,
-        h: Float[Array, "batch *features"],
-        y: PyTree,
-        target: Float[Array, "batch *features"],
-        weight: Shaped[AnyArray, " batch"] | None = None,
-    ) -> tuple[Float[Array, ""], PyTree]:
-        given = () if weight is None else (weight,)
-        return jax.value_and_grad(lambda p: sg_loss(estimate(p, h, y, None, *given), target, weight))(
-            est_params
-        )
-
     return Estimator(
         name,
         init,
         estimate,
-        training_gradient if whole_batch else by_gradient(estimate),
+        by_gradient(estimate, whole_batch),
         sees_y=context is not None,
         estimate_sees_weight=whole_batch,
     )

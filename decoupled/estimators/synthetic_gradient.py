@@ -133,9 +133,14 @@ def squared_errors(estimate: PyTree, target: PyTree) -> Float[Array, " batch"]:
 
 
 def by_gradient(
-    estimate: Callable[[PyTree, Array, PyTree, None], Array],
+    estimate: Callable[..., Array], sees_weight: bool = False
 ) -> Callable[..., tuple[Array, PyTree]]:
-    """The `training_gradient` of an estimator that descends the SG loss of its own estimate."""
+    """The `training_gradient` of an estimator that descends the SG loss of its own estimate.
+
+    Args:
+      estimate: of the estimator.
+      sees_weight: whether it is given the weights, where there are some.
+    """
 
     def training_gradient(
         est_params: PyTree,
@@ -144,6 +149,11 @@ def by_gradient(
         target: Float[Array, "batch *features"],
         weight: Shaped[AnyArray, " batch"] | None = None,
     ) -> tuple[Float[Array, ""], PyTree]:
-        return jax.value_and_grad(lambda p: sg_loss(estimate(p, h, y, None), target, weight))(est_params)
+        given = (weight,) if sees_weight and weight is not None else ()
+
+        def loss(est_params: PyTree) -> Float[Array, ""]:
+            return sg_loss(estimate(est_params, h, y, None, *given), target, weight)
+
+        return jax.value_and_grad(loss)(est_params)
 
     return training_gradient

@@ -42,8 +42,8 @@ MUTANTS = (
     Mutant(
         "SG fitted to the negative gradient",
         "decoupled/estimators/synthetic_gradient.py",
-        "sg_loss(estimate(p, h, y, None), target, weight))(est_params)",
-        "sg_loss(estimate(p, h, y, None), -target, weight))(est_params)",
+        "sg_loss(estimate(est_params, h, y, None, *given), target, weight)",
+        "sg_loss(estimate(est_params, h, y, None, *given), -target, weight)",
         _BY_HAND,
     ),
     Mutant(
