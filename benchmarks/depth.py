@@ -81,8 +81,8 @@ def equal_methods(depth: int, width: int, norm: str) -> Methods:
 def exact_methods(depth: int, width: int) -> Methods:
     """Backprop, as a scan and as a stack whose blocks are updated on the way down."""
     net = network(depth, width)
-    # A third of the inputs is computed again, for less memory at little time.
-    stack = Stack(net.block, tuple(f"block_{i}" for i in range(depth)), recompute_every=3)
+    # A quarter of the inputs is computed again, for less memory at little time.
+    stack = Stack(net.block, tuple(f"block_{i}" for i in range(depth)), recompute_every=4)
     return {
         BACKPROP: scanned_backprop(net),
         "backprop + remat": scanned_backprop(net, remat=True),

@@ -113,7 +113,7 @@ def run_up(
 
     def place(i: Index) -> Index:
         """Of an input among those that are kept; one that is not has the place of the next."""
-        return i - i // every if every else i
+        return i - (i + every - 2) // every if every else i
 
     lowest, h = strongly_typed((take(modules, 0), vary_over(rules.axis_name, h)))
     is_kept = made_of(pullback_of, lowest.params, h, (lowest.state, jnp.int32(0)))
@@ -136,7 +136,7 @@ def run_up(
         def computed_again(i: Index) -> PyTree:
             return run(take(modules, i - 1), kept(i - 1), i - 1).h_out
 
-        return jax.lax.cond(i % every == every - 1, computed_again, kept, i) if every else kept(i)
+        return jax.lax.cond(i % every == 1, computed_again, kept, i) if every else kept(i)
 
     def block(i: Index, state: ModuleState, h: PyTree, slot: Slot) -> Passed:
         # Only what parameters alone give is computed again: nothing else of this is used.

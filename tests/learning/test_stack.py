@@ -114,21 +114,21 @@ def test_a_stack_that_waits_is_its_modules_one_by_one(below, within, every):
     chex.assert_trees_all_close(measured, wanted.boundaries, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("parts", [1, 4])
-def test_backprop_in_a_stack_is_jax_grad_and_optax_clipped_block_by_block(parts):
-    one_by_one = modules(4)
-    adam = optax.chain(optax.clip_by_global_norm(0.05), optax.adam(0.01))
+@pytest.mark.parametrize(("parts", "depth", "every"), [(1, 4, 0), (4, 4, 0), (1, 5, 2)])
+def test_backprop_in_a_stack_is_jax_grad_and_optax_clipped_block_by_block(parts, depth, every):
+    one_by_one = modules(depth)
+    links = stack_equal(one_by_one)
+    links[1] = links[1]._replace(recompute_every=every)
+    adam = optax.chain(optax.clip_by_global_norm(0.01), optax.adam(0.01))
     backprop, loss = [estimators.backprop()] * 2, losses.softmax_cross_entropy
-    learner = decoupled.make_learner(
-        stack_equal(one_by_one), backprop, loss, adam, adam, microbatches=parts
-    )
+    learner = decoupled.make_learner(links, backprop, loss, adam, adam, microbatches=parts)
     x, y = helpers.batch()
     state = learner.init(KEY, x, y)
     before = learner.unstack(state)
     after = learner.unstack(jax.jit(learner.update)(state, x, y, KEY)[0])
     gradients = helpers.mean_loss_gradients(one_by_one, before, x, y, KEY)
     for old, gradient, new in zip(before.modules, gradients, after.modules, strict=True):
-        assert sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(gradient)) > 0.05**2
+        assert sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(gradient)) > 0.01**2
         updates, opt_state = adam.update(gradient, old.opt_state, old.params)
         chex.assert_trees_all_close(new.params, optax.apply_updates(old.params, updates), atol=1e-6)
         chex.assert_trees_all_close(new.opt_state, opt_state, atol=1e-6)
@@ -225,7 +225,7 @@ def test_backprop_in_a_stack_takes_a_quarter_less_memory_than_scanned():
     """Of all that a step holds: parameters, two moments, inputs, and the gradients of one block."""
     x, y = jax.ShapeDtypeStruct((256, 256), jnp.float32), jax.ShapeDtypeStruct((256,), jnp.int32)
     lower, block, upper = decoupled.models.mlp(2, 1024, 10)
-    stack = Stack(block, tuple(f"block_{i}" for i in range(64)), recompute_every=3)
+    stack = Stack(block, tuple(f"block_{i}" for i in range(64)), recompute_every=4)
     learner = learner_of([lower, stack, upper], estimators.backprop())
     peaks = []
     for init, update in (
