@@ -32,6 +32,7 @@ class Scale(NamedTuple):
       dataset: loads it.
       depths: numbers of hidden layers.
       width, epochs, batch_size: of all networks.
+      rare_epochs: of layers updated in every step, where they are compared with rarer updates.
       hidden: widths of the SG that sees no label.
       seeds: networks of each method.
     """
@@ -40,18 +41,20 @@ class Scale(NamedTuple):
     depths: tuple[int, ...]
     width: int
     epochs: int
+    rare_epochs: int
     batch_size: int
     hidden: tuple[int, ...]
     seeds: int
 
 
 SCALES: dict[Size, Scale] = {
-    "trial": Scale(data.digits, (2,), 8, 2, 256, (8,), 2),
-    "quick": Scale(data.digits, (3, 6), 64, 60, 64, (128, 128), 3),
-    "full": Scale(mnist, (3, 4, 5, 6, 21), 256, 10, 256, (1024, 1024), 3),
+    "trial": Scale(data.digits, (2,), 8, 2, 1, 256, (8,), 2),
+    "quick": Scale(data.digits, (3, 6), 64, 60, 20, 64, (128, 128), 3),
+    "full": Scale(mnist, (3, 4, 5, 6, 21), 256, 10, 2, 256, (1024, 1024), 3),
 }
 _RATE = 1e-3
-PROBABILITIES = (1.0, 0.5, 0.2, 0.05)
+PROBABILITIES = (1.0, 0.2, 0.05)
+EQUAL_STEPS, EQUAL_UPDATES = LENGTHS = ("equal steps", "equal updates of a layer")
 BACKPROP, NONE, DNI, CDNI, LOCAL = METHODS = ("backprop", "no backprop", "DNI", "cDNI", "local loss")
 
 
@@ -95,9 +98,9 @@ def measure(size: Size) -> Finding:
         for part in (dataset.train, dataset.test)
     )
 
-    def accuracies(depth: int, method: str, probability: float = 1.0) -> np.ndarray:
+    def accuracies(depth: int, method: str, epochs: int, probability: float = 1.0) -> np.ndarray:
         """On the test set, one a seed."""
-        sizes = (len(x), scale.batch_size, scale.epochs, _RATE)
+        sizes = (len(x), scale.batch_size, epochs, _RATE)
         training = Training(depth, scale.width, dataset.num_classes, *sizes)
         estimator = estimator_of(method, dataset.num_classes, scale.hidden)
         learner = make(training, estimator, probability)
@@ -105,14 +108,22 @@ def measure(size: Size) -> Finding:
         predict: Callable[..., Array] = jax.jit(jax.vmap(learner.predict, in_axes=(0, None)))
         return np.asarray((predict(states, test_x).argmax(-1) == test_y[None]).mean(1))
 
-    by_depth = {depth: {method: accuracies(depth, method) for method in METHODS} for depth in scale.depths}
-    by_probability = {p: accuracies(scale.depths[0], CDNI, p) for p in PROBABILITIES}
+    by_depth = {
+        depth: {method: accuracies(depth, method, scale.epochs) for method in METHODS}
+        for depth in scale.depths
+    }
+
+    def rarely_updated(length: str, probability: float) -> np.ndarray:
+        longer = 1 if length == EQUAL_STEPS else round(1 / probability)
+        return accuracies(scale.depths[0], CDNI, scale.rare_epochs * longer, probability)
+
+    by_probability = {length: {p: rarely_updated(length, p) for p in PROBABILITIES} for length in LENGTHS}
     return _finding(by_depth, by_probability, scale, dataset.name)
 
 
 def _finding(
     by_depth: dict[int, dict[str, np.ndarray]],
-    by_probability: dict[float, np.ndarray],
+    by_probability: dict[str, dict[float, np.ndarray]],
     scale: Scale,
     dataset: str,
 ) -> Finding:
@@ -132,21 +143,25 @@ def _finding(
                 0.01,
             ),
         ]
+    updated = by_probability[EQUAL_UPDATES]
     checks.append(
         at_most(
-            f"cDNI, {scale.depths[0]} hidden layers, a layer updated in one step of 20: test accuracy"
-            " below that of updates in every step, mean (fraction)",
-            float((by_probability[1.0] - by_probability[PROBABILITIES[-1]]).mean()),
-            0.03,
+            f"cDNI, {scale.depths[0]} hidden layers, a layer updated in one step of 20, after as many"
+            " updates of it: test accuracy below that of updates in every step, mean (fraction)",
+            float((updated[PROBABILITIES[0]] - updated[PROBABILITIES[-1]]).mean()),
+            0.01,
         )
     )
+    lost = by_probability[EQUAL_STEPS]
+    behind = 100 * float((lost[PROBABILITIES[0]] - lost[PROBABILITIES[-1]]).mean())
     remarks = (
         f"{dataset}, {scale.width} units with batch normalisation and ReLU, batches of"
         f" {scale.batch_size}, {scale.epochs} epochs of Adam at {_RATE:g} (to 0 by a cosine),"
         f" {scale.seeds} seeds. DNI's SG has ReLU layers of {' and '.join(map(str, scale.hidden))} units"
-        " with batch normalisation, and sees no label; cDNI's is linear in h and the label. A run is not"
-        " longer where updates are rarer: at one step in 20 a layer has a twentieth of them. Under no"
-        " backprop only the output layer learns. J16 has 256 units, batches of 256, SGs of 1,024 and"
+        " with batch normalisation, and sees no label; cDNI's is linear in h and the label. Updates in"
+        f" some steps alone start from {scale.rare_epochs} epochs with one in every step; a run of as"
+        f" many steps with one in 20, a twentieth of the updates, ends {behind:.1f} points lower. Under"
+        " no backprop only the output layer learns. J16 has 256 units, batches of 256, SGs of 1,024 and"
         " 1,024 units and Adam at 3e-5 for 500,000 steps; the rest is this project's, as is the local"
         " loss."
     )
@@ -154,7 +169,7 @@ def _finding(
 
 
 def _drawing(
-    by_depth: dict[int, dict[str, np.ndarray]], by_probability: dict[float, np.ndarray]
+    by_depth: dict[int, dict[str, np.ndarray]], by_probability: dict[str, dict[float, np.ndarray]]
 ) -> Drawing:
     figure = Figure(figsize=(10, 4), layout="constrained")
     depths, probabilities = figure.subplots(1, 2, width_ratios=(1.6, 1))
@@ -167,9 +182,12 @@ def _drawing(
     depths.set(yscale="log", ylabel="test error, %", xlabel="hidden layers")
     depths.set_xticks(range(len(by_depth)), [str(depth) for depth in by_depth])
     depths.legend(fontsize=8)
-    for i, found in enumerate(by_probability.values()):
-        probabilities.plot([i] * len(found), 100 * (1 - found), "o", color=COLOURS[METHODS.index(CDNI)])
-    probabilities.set_xticks(range(len(by_probability)), [f"{p:g}" for p in by_probability])
+    for k, (length, by_chance) in enumerate(by_probability.items()):
+        for i, found in enumerate(by_chance.values()):
+            places, label = [i + 0.2 * k - 0.1] * len(found), length if i == 0 else None
+            probabilities.plot(places, 100 * (1 - found), "o", color=COLOURS[k], label=label)
+    probabilities.legend(fontsize=8)
+    probabilities.set_xticks(range(len(PROBABILITIES)), [f"{p:g}" for p in PROBABILITIES])
     probabilities.set(
         xlabel="probability that a layer is updated in a step", ylabel="test error of cDNI, %"
     )

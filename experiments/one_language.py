@@ -35,10 +35,11 @@ class _Size(NamedTuple):
     methods: str  # as configs/compare.py takes them; all where empty
 
 
+_OF_THE_TABLE = "noise,linear,sg_prop,bp_lambda,feedback_alignment,direct_feedback_alignment,kickback,probe"
 # No part has more seeds than 5, since every method is trained: full takes a quarter of an hour.
 _SIZES = {
     "trial": _Size("digits", 1, 2, "noise"),
-    "quick": _Size("digits", 10, 3, ""),
+    "quick": _Size("digits", 10, 3, _OF_THE_TABLE),
     "full": _Size("fashion_mnist", 3, 5, ""),
 }
 _BASELINE, _CLASSES, _WIDTH = "noise", 10, 16
@@ -77,7 +78,7 @@ def measure(size: Size) -> Finding:
         f"{chosen.dataset}: an MLP of {config.model.mlp.depth} hidden layers of {config.model.mlp.width}"
         f" units with batch norm, a boundary after each, {chosen.epochs} epochs; learning rates as in"
         " experiments/compare.py. The special cases are one update of a small network, relative to its"
-        " size.",
+        f" size.{'' if chosen.methods == '' else ' --size=full has all methods of this project.'}",
     )
 
 

@@ -64,7 +64,7 @@ def _fashion_mnist() -> Dataset:
 # everywhere were still gaining, by two points and by eight.
 SETTINGS: dict[Size, Settings] = {
     "trial": Settings(data.digits, (2,), 8, 2, 64, 128, 60, 2),
-    "quick": Settings(data.digits, (20,), 50, 200, 64, 1437, 1437, 3),
+    "quick": Settings(data.digits, (10,), 50, 100, 64, 1437, 1437, 3),
     "full": Settings(_fashion_mnist, (20, 50), 50, 12, 128, 60000, 2000, 5),
 }
 EXAMPLES_OF_A_CLASS = 10  # in RDMs that are drawn

@@ -61,9 +61,12 @@ def test_a_number_that_is_none_is_told(tmp_path):
 
 def test_a_claim_that_cannot_be_measured_stops_no_other(tmp_path, monkeypatch, capsys):
     good = claims.told(example(claims.at_most("error", 1.0, 2.0)), "full")
-    answers = iter([{"error": "broken <badly>"}, good])
-    monkeypatch.setattr(paper, "json_of", lambda *arguments: next(answers))
-    broken = example()._replace(title="A broken one")
+    broken = example()._replace(title="A broken one", module="experiments.broken")
+
+    def answer(command, *_):
+        return {"error": "broken <badly>"} if broken.module in command else good
+
+    monkeypatch.setattr(paper, "json_of", answer)
     assert not paper.run([broken, example()], tmp_path, "full")
     written = json.loads((tmp_path / "claims.json").read_text(encoding="utf-8"))
     assert written[0]["error"] == "broken <badly>"
