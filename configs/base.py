@@ -159,7 +159,7 @@ def get_config() -> ConfigDict:
     # Leave the parameters of a module (or estimator) as they are in a step whose gradient is infinite or
     # NaN, and count these steps, where the run otherwise stops. Batch statistics change in every step.
     config.skip_not_finite = False
-    config.update_probability = 1.0  # of each module in each step (J16, section 3.1)
+    config.update_probability = 1.0  # of each module in each step (J16, section 3.3)
 
     # How devices share the work: none (one device), or each batch split over several, by the compiler
     # (mesh) or with the update run on each device's rows (shard_map, pmap). Results are equal to rounding,

@@ -1,7 +1,7 @@
 """The two seams of the package: `Module` and `Estimator`. Read this file first.
 
 Notation, here and everywhere (U17 = Czarnecki et al. 2017, arXiv 1703.00522; J16 = Jaderberg et al.
-2016, arXiv 1608.05343):
+2017, arXiv 1608.05343):
 
   h           activation at a boundary: a pytree whose leaves lead with the examples, usually one array
               (batch, ...); `h_in`, `h_out` of a module
@@ -64,7 +64,7 @@ class Module(NamedTuple):
 
 
 class Locks(NamedTuple):
-    """What a module must wait for before it can be updated (J16, section 1), as derived from `Reads`.
+    """What a module must wait for before it can be updated (J16's three locks), as derived from `Reads`.
 
     Attributes:
       forward: its input, from the modules below it.

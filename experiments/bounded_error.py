@@ -171,13 +171,14 @@ def _finding(tracks: dict[str, Track], optima: np.ndarray, scale: Scale) -> Find
         ]
     listed = ", ".join(f"{name} {share:.2g} %" for name, share in paused.items())
     remarks = (
-        f"{len(SETS)} data sets of {scale.examples} points in {_DIM} dimensions, squared error,"
-        f" {scale.seeds} seeds, {scale.steps} steps of all points, float64; deep networks have"
-        f" {scale.hidden} hidden layers of {_WIDTH}. δ = {_DELTA:g}: the network moves where its"
-        f" gradient, as the SGs make it, is at most {BOUND:.2f} of the true one's length away from this."
-        f" Until the loss was within {_CONVERGED:g} of the least it paused in so many of the steps:"
-        f" {listed}. The paper bounds the error of the gradient by that of the SG times K, the most that"
-        " h moves with the parameters; the error itself is measured here, so that nothing is lost in K."
+        f"{len(SETS)} data sets, two of which are this project's (XOR and a ring), of {scale.examples}"
+        f" points in {_DIM} dimensions, squared error, {scale.seeds} seeds, {scale.steps} steps of all"
+        f" points, float64; deep networks have {scale.hidden} hidden layers of {_WIDTH}. δ = {_DELTA:g}:"
+        f" the network moves where its gradient, as the SGs make it, is at most {BOUND:.2f} of the true"
+        f" one's length away from this. Until the loss was within {_CONVERGED:g} of the least it paused"
+        f" in so many of the steps: {listed}. As recalled, the paper bounds the error of the gradient by"
+        " that of the SG times K, the most that h moves with the parameters; the error itself is"
+        " measured here, so that nothing is lost in K."
     )
     return Finding(checks, [_drawing(tracks, optima)], list(range(scale.seeds)), remarks)
 
@@ -212,8 +213,8 @@ CLAIM = Claim(
     claim="If the SG's error stays small enough against the true gradient, a small enough step lowers the"
     " loss, and training converges; in deep linear networks with squared error and linear SGs there is"
     " such a step size in every step.",
-    source="U17, proposition 2 and corollary 1",
-    certainty="memory",
+    source="U17, proposition 2; corollary 1 and the bound are from memory",
+    certainty="told",
     how="Linear networks are trained with linear SGs, whose rate is found by line search. In every step the"
     " network's gradient, as the SGs make it, is compared with the true one. Where they differ by more"
     " than (1 - δ) / (1 + δ) of its length, the network waits while its SGs go on learning. Else it"

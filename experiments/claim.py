@@ -76,7 +76,7 @@ class Claim(NamedTuple):
       module: of this claim, as python -m names it.
       title: heading on the page.
       claim: what the paper says, in one or two sentences.
-      source: where it says so, as in "U17, section 3, proposition 1".
+      source: where it says so, as in "U17, proposition 2".
       certainty: how sure that is.
       how: it was measured, in a few sentences for a student; sizes are told by the remarks.
       measure: size -> what was found.

@@ -1,4 +1,4 @@
-"""U17, proposition 1: critical points of the loss stay critical when synthetic gradients take part.
+"""U17: critical points of the loss stay critical when synthetic gradients take part.
 
 python -m experiments.critical_points
 """
@@ -375,7 +375,7 @@ CLAIM = Claim(
     claim="Wherever the SG can represent dL/dh, a critical point of the original problem is one of the"
     " system with SGs: dL/dθ vanishes above the boundary, SG(h, y) dh/dθ below it, and dL_SG/dφ in the"
     " SG.",
-    source="U17, proposition 1",
+    source="U17, on critical points; deep linear networks as its case are from memory",
     certainty="told",
     how="Backprop is driven to a critical point: a descent, then Newton's method, until the gradient norm"
     " is below 1e-9. There the best linear SG is fitted to each boundary in closed form (least squares),"

@@ -1,4 +1,4 @@
-"""U17, section 5: how deep networks with synthetic gradients (SGs) learn, and what their layers hold.
+"""U17: how deep networks with synthetic gradients (SGs) learn, and what their layers hold.
 
 python -m experiments.deep_networks
 """
@@ -268,8 +268,8 @@ CLAIM = Claim(
     " than by backprop. Backprop's representation is nearly that of the last layer early on; with one SG"
     " it is more scattered; with SGs everywhere each layer adds a little. Linear probes reach 100 % on"
     " the training set after two layers either way. Weight norms rise with depth under backprop, and"
-    " fall with SGs everywhere.",
-    source="U17, section 5 and its figures of representations",
+    " are high and then fall with SGs everywhere.",
+    source="U17, its figures of representations; probes, and distances to the last layer, are from memory",
     certainty="told",
     how="The same network with batch normalisation, ReLU or sigmoid, is trained by backprop, with one"
     " linear SG in the middle and with a linear SG after every hidden layer, from the same initial"

@@ -1,4 +1,4 @@
-"""U17, section 3.1: a synthetic gradient that cannot represent dL/dh changes what is learnt.
+"""U17: a synthetic gradient that cannot represent dL/dh changes what is learnt.
 
 python -m experiments.insufficient_estimator
 """
@@ -171,10 +171,10 @@ CLAIM = Claim(
     id="insufficient-estimator",
     module="experiments.insufficient_estimator",
     title="Where the SG cannot represent the gradient",
-    claim="Where the SG cannot represent dL/dh it acts as a regulariser, and makes new critical points:"
-    " of the system with SGs, and not of the loss. Its example: f = ax + b is to be 0 at -2, -1, 1 and"
-    " 2, the loss is |f|, and the SG a constant.",
-    source="U17, section 3.1 and figure 2",
+    claim="Where the SG cannot represent dL/dh it acts as a regulariser: some critical points of the loss"
+    " are none of the system with SGs, which may have new ones. Its"
+    " example: f = ax + b is to be 0 at -2, -1, 1 and 2, the loss is |f|, and the SG a constant.",
+    source="U17, on critical points; the example, of its supplement, is from memory",
     certainty="told",
     how="Rings: a deep ReLU network is trained to tell a disc from a ring around it, with the log loss"
     " and one boundary in its middle: by backprop, with a linear SG, with a loss-shaped SG, (softmax(hW'"

@@ -313,7 +313,7 @@ CLAIM = Claim(
     title="The loss that SGs stand for, layer by layer",
     claim="The loss that an SG stands for is nearer to the true one the higher the SG stands, and nearest"
     " early in training; later it drifts away. SGs that see h alone, or the label alone, are worse.",
-    source="U17, section 4.1 and figure 2",
+    source="U17, figure 2; that SGs that see h or y alone are worse is from memory",
     certainty="told",
     how="A network with 5 hidden ReLU layers learns the class of each point of a grid in the plane, where"
     " half or all of the labels are random, with one linear SG or one after every hidden layer. The"

@@ -1,4 +1,4 @@
-"""U17, section 4: which loss a synthetic gradient stands for, and what it knows of the network above it.
+"""U17: which loss a synthetic gradient stands for, and what it knows of the network above it.
 
 python -m experiments.mechanism
 """
@@ -228,7 +228,7 @@ CLAIM = Claim(
     claim="With a squared error a linear SG is the gradient itself; with a log loss it needs the sigmoid or"
     " softmax form. An SG stands for a loss and for a prediction, which can be extracted from it: with"
     " an SG of such a form, close below the output, both are near the true ones.",
-    source="U17, sections 3 and 4.1, figures 3 and 4",
+    source="U17, on the loss that an SG stands for; the set-up is this project's",
     certainty="told",
     how="Form: below two linear layers with random weights each example's dL/dh is computed in double"
     " precision, and compared with the best linear SG (least squares), with a loss-shaped SG,"

@@ -2,8 +2,9 @@
 
 python -m experiments.one_language
 
-The methods of U17's table (section 6) and their relatives, each an estimator or a backward rule of this
-package behind the same two seams, on one task; and the special cases in which one must become another.
+The methods of U17's table (in its last section) and their relatives, each an estimator or a backward
+rule of this package behind the same two seams, on one task; and the special cases in which one must
+become another.
 """
 
 from collections.abc import Sequence
@@ -257,7 +258,7 @@ CLAIM = Claim(
     "Backprop, synthetic gradients, SG + prop, BP(λ), Feedback Alignment, Direct Feedback Alignment,"
     " Kickback, probes and noise are one scheme: each puts another quantity in the place of dL/dh, and"
     " they differ in what that reads, whether it is trained, on what, and which locks remain.",
-    "U17, section 6 and its table of methods",
+    "U17, its last section and table of methods; BP(λ): J16, supplement",
     "told",
     "Every method is an estimator, or a rule by which layers send their signal back, behind one"
     " interface; the same training loop runs all, and locks follow from what an estimator declares to"

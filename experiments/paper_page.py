@@ -21,7 +21,8 @@ model SG(h, y; φ) that estimates dL/dh from the activation h and the label y al
 need not wait; it is trained to match the gradient that the module above passes down, by the <em>SG
 loss</em> |SG(h, y; φ) - target|². U17 (Czarnecki et al. 2017, <em>Understanding Synthetic Gradients and
 Decoupled Neural Interfaces</em>, arXiv 1703.00522) asks what this does to learning. Below, each of its
-claims is measured: what is claimed, how it was measured, what was found. A claim that was not found to
+claims, and J16's (Jaderberg et al. 2017, arXiv 1608.05343) on feed-forward networks, is measured: what
+is claimed, how it was measured, what was found. A claim that was not found to
 hold is reported as not holding.</p>
 """
 _CERTAINTY = {

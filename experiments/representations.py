@@ -343,7 +343,7 @@ CLAIM = Claim(
     title="Representations differ though performance does not",
     claim="Deep networks trained with SGs do as well as those trained by backprop, but their layers hold"
     " other things: with one SG in the middle, classes separate later, in the layers above it.",
-    source="U17, section 5, has the first half",
+    source="the first half: U17, on representations",
     certainty="ours",
     how="The same deep ReLU network with batch normalisation is trained by backprop, with one SG in the"
     " middle and with an SG after every hidden layer, from the same initial parameters and on the same"

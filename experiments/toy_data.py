@@ -71,7 +71,7 @@ def signed(y: Array) -> Array:
     return (2.0 * y - 1.0)[:, None]
 
 
-# Those of U17's supplement.
+# U17's, by memory; it has one more.
 TABLE: dict[str, Callable[[Key, int, int], tuple[Array, Array]]] = {
     "linearly separable": linear,
     "noisy labels": noisy_linear,

@@ -1,4 +1,4 @@
-"""U17, the table in its supplement: which losses and SGs reach the optimum, in linear networks.
+"""U17, its table of small problems: which losses and SGs reach the optimum, in linear networks.
 
 python -m experiments.toy_table
 """
@@ -253,7 +253,7 @@ CLAIM = Claim(
     claim="Linear and deep linear networks with a linear SG reach backprop's loss on all data sets, with"
     " squared error and log loss, but for logistic regression: a linear SG cannot be the step function"
     " that it needs. With random labels that is no problem; an SG with a sigmoid in it has none.",
-    source="U17, supplementary material, table of data sets",
+    source="U17, its table of small problems; these data sets and sizes are from memory",
     certainty="told",
     how="Gaussian points in 2 and 100 dimensions with labels that a plane tells, the same with one in ten"
     " flipped, and random labels. Each network is trained by backprop and with one SG, hA + yB + c or d"

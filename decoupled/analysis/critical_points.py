@@ -1,6 +1,6 @@
 """Whether a point is critical: for the loss, and for the system in which synthetic gradients take part.
 
-Backprop stops where dL/dθ = 0. With SGs the system stops where three things vanish (U17, section 3):
+Backprop stops where dL/dθ = 0. With SGs the system stops where three things vanish (U17):
 dL/dθ of what lies above the boundary, SG(h, y) dh/dθ of what lies below it, and dL_SG/dφ of the SG. With
 many boundaries each module but the last is below one, and each SG's target comes from the SG above it.
 """
@@ -56,7 +56,7 @@ def critical_point(
       key: as given to `update`.
 
     References:
-      U17, section 3, proposition 1.
+      U17, on critical points.
     """
     state = learner.unstack(state)
     keys = [jax.random.fold_in(key, i) for i in range(len(learner.modules))]

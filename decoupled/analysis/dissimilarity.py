@@ -2,7 +2,7 @@
 
 References:
   Kriegeskorte, Mur & Bandettini 2008, "Representational similarity analysis" (Frontiers in Systems
-  Neuroscience 2:4); U17, section 5.
+  Neuroscience 2:4); U17.
 """
 
 import chex

@@ -83,7 +83,7 @@ def implicit_loss(
       In units of the loss.
 
     References:
-      U17, section 4.1: implicit losses by integrating the SG over the prediction.
+      U17, on the loss that an SG stands for.
     """
     chex.assert_shape(h, (h.shape[0], 1))
 
@@ -109,7 +109,7 @@ def implicit_prediction(
       In units of y; NaN where the SG has the same sign (or none) at both ends.
 
     References:
-      U17, section 4.1.
+      U17, on the loss that an SG stands for.
     """
     chex.assert_shape(h, (h.shape[0], 1))
     lows, highs = jnp.full_like(h, low), jnp.full_like(h, high)
@@ -139,7 +139,7 @@ def linear_implicit_prediction(
       Least squares; the label of least norm where several do as well.
 
     References:
-      U17, section 4.1.
+      U17, on the loss that an SG stands for.
     """
     rest = flatten(h) @ est_params["A"] + est_params["c"][None, :]
     return -jnp.linalg.lstsq(est_params["B"].T, rest.T)[0].T

@@ -49,7 +49,7 @@ def best_linear(
       The fit; all scalars are means over the examples.
 
     References:
-      U17, section 3: SG(h, y) = hA + yB + c.
+      U17: SG(h, y) = hA + yB + c.
     """
     chex.assert_equal_shape([h, target])
     h, target = flatten(h), flatten(target)

@@ -4,7 +4,7 @@ Not imported with the package, since scikit-learn takes a second to load.
 
 References:
   Alain & Bengio 2016, "Understanding intermediate layers using linear classifier probes" (arXiv
-  1610.01644); U17, section 5.
+  1610.01644); U17.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The linear synthetic gradient of U17, section 3: SG(h, y) = hA + yB + c."""
+"""The linear synthetic gradient of U17: SG(h, y) = hA + yB + c."""
 
 import jax.numpy as jnp
 
@@ -11,13 +11,13 @@ def linear(context: Context = None) -> Estimator:
     """hA + yB + c, from zero, trained by gradient descent on the SG loss.
 
     h is flattened to (batch, features); A is (features, features), B (context, features), c (features,).
-    For a mean squared error this form is exact in a linear network (U17, section 3).
+    For a mean squared error this form is exact in a linear network (U17).
 
     Args:
       context: encodes y; None leaves yB out.
 
     References:
-      U17, section 3; J16, section 4.1 (label-conditioned "cDNI").
+      U17; J16, section 3.3 (label-conditioned "cDNI").
     """
 
     def init(key: Key, h: Float[AnyArray, "batch *features"], y: PyTree) -> PyTree:

@@ -12,7 +12,7 @@ def loss_shaped(num_classes: int, context: Context = None) -> Estimator:
     """(softmax(hW' + b) - y) V: a local prediction's error, sent back through a matrix.
 
     Were the rest of the network one linear layer, this would be the gradient of its log loss with
-    W the layer's kernel and V its transpose (U17, section 4: an SG must be able to take the
+    W the layer's kernel and V its transpose (U17: an SG must be able to take the
     gradient's form). Without context the label's part is unknown and softmax(hW + b) V + c remains,
     whose best fit is the expected gradient given h. With 10 classes it costs a few percent of a
     linear SG. V starts at zero, hence so does the output.

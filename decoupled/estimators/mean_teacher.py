@@ -41,8 +41,8 @@ def mean_teacher(num_classes: int, hidden: Sequence[int] = (512,), decay: float 
 
     References:
       Tarvainen & Valpola 2017, "Mean teachers are better role models" (arXiv 1703.01780), for averages;
-      Zhang et al. 2019, "Be your own teacher" (arXiv 1905.08094), for heads that teach weaker ones. U17,
-      section 2, has the SG without labels, whose best fit is the expected gradient.
+      Zhang et al. 2019, "Be your own teacher" (arXiv 1905.08094), for heads that teach weaker ones. J16,
+      section 3.3, has the SG without labels (DNI beside cDNI).
     """
     if not hidden or not 0 <= decay < 1:
         raise UsageError(

@@ -32,7 +32,7 @@ def network(linen_module: nn.Module, context: Context = None, name: str = "netwo
 
 
 def mlp(hidden: Sequence[int] = (256,), context: Context = None, norm: str = "none") -> Estimator:
-    """ReLU layers of widths `hidden` on (h, y), then a linear layer from zero (J16, section 4.1).
+    """ReLU layers of widths `hidden` on (h, y), then a linear layer from zero (J16, section 3.3).
 
     Args:
       hidden: widths.
@@ -47,7 +47,7 @@ def mlp(hidden: Sequence[int] = (256,), context: Context = None, norm: str = "no
 def convolutional(
     features: Sequence[int] = (64,), kernel_size: int = 3, context: Context = None, norm: str = "none"
 ) -> Estimator:
-    """ReLU convolutions, then one from zero; the context is broadcast to planes (J16, section 4.1).
+    """ReLU convolutions, then one from zero; the context is broadcast to planes (J16, section 3.3).
 
     For activations (batch, height, width, channels). With no hidden `features` this is a spatially
     shared linear SG.

@@ -1,6 +1,6 @@
 """A linear synthetic gradient fitted in closed form, step by step, in place of SGD.
 
-U17 (section 3) proves convergence for a linear SG whose learning rate is chosen by line search. For a
+U17 (theorem 1) proves convergence for a linear SG whose learning rate is chosen by line search. For a
 linear SG the practical form of that search is to solve.
 """
 

@@ -19,7 +19,7 @@ def sigmoid(context: Context = None) -> Estimator:
       context: encodes y; None leaves yB out.
 
     References:
-      U17, supplementary material.
+      U17.
     """
 
     def init(key: Key, h: Float[AnyArray, "batch *features"], y: PyTree) -> PyTree:

@@ -33,7 +33,7 @@ def surrogate(depth: int = 1, min_depth: int = 1, loss: Loss = softmax_cross_ent
       UsageError: as `auxiliary_network`.
 
     References:
-      The form: U17, section 4. Fitting a network by its derivatives: Czarnecki et al. 2017, "Sobolev
+      The form: U17. Fitting a network by its derivatives: Czarnecki et al. 2017, "Sobolev
       training for neural networks" (arXiv 1706.04859). The layers: `auxiliary_network`.
     """
     base = like_layers_above("surrogate", depth, min_depth, loss)

@@ -98,7 +98,7 @@ def sg_loss(
     target: Float[Array, "batch *features"],
     weight: Shaped[AnyArray, " batch"] | None = None,
 ) -> Float[Array, ""]:
-    """Squared error of an estimate: summed over features, averaged over examples (U17, section 2).
+    """Squared error of an estimate: summed over features, averaged over examples (U17).
 
     Args:
       grad_h_hat, target: per-example gradients.

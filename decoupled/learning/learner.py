@@ -145,7 +145,7 @@ def make_learner(
         that asks for a `value` (`optax.contrib.reduce_on_plateau`) is given the loss of the step before.
       estimator_optimizer: the same for estimators; what some solve for themselves they go on to solve.
       update_probability: of each module in each step, one number for all or one a module (J16, section
-        3.1). One that is not updated runs forward but stays bit for bit as it is: parameters, optimizer
+        3.3). One that is not updated runs forward but stays bit for bit as it is: parameters, optimizer
         state and batch statistics. The estimator below it, whose target it supplies, is not fitted
         (nor is one with a loss of its own).
       axis_name: of a `pmap` or `shard_map` axis over which the batch is split; gradients, fitting

@@ -1,7 +1,7 @@
 """The walk through a chain, or a piece of one: module by module, each updated as soon as it can be.
 
 A module whose estimator reads nothing is updated at once: forward, estimate, own backward, own update, and
-then the fit of the estimator below to the input gradient that the backward pass produced (J16, section 2).
+then the fit of the estimator below to the input gradient that the backward pass produced (J16).
 A module whose estimator reads the incoming gradient or the output error waits until that arrives. Backprop
 is the chain in which all wait.
 """

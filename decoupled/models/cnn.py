@@ -1,4 +1,4 @@
-"""A convolutional network as a chain of layers to cut, after J16, section 4.1."""
+"""A convolutional network as a chain of layers to cut, after J16, section 3.3."""
 
 from collections.abc import Sequence
 

@@ -144,7 +144,7 @@ def test_nothing_depends_on_the_batch_size(name):
 
 @pytest.mark.usefixtures("x64")
 def test_best_linear_estimator_of_a_linear_network_is_its_gradient():
-    """U17, section 3: for a squared error, dL/dh is linear in (h, y)."""
+    """U17: for a squared error, dL/dh is linear in (h, y)."""
     rng = np.random.default_rng(0)
     x, y = jnp.asarray(rng.normal(size=(64, 5))), jnp.asarray(rng.normal(size=(64, 3)))
     w1, w2 = jnp.asarray(rng.normal(size=(5, 4))), jnp.asarray(rng.normal(size=(4, 3)))
