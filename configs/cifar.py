@@ -1,4 +1,4 @@
-"""CIFAR-10: a CNN with a boundary, and a local loss, after each layer but the last (after J16, section 3.3).
+"""CIFAR-10: a CNN with a boundary, and a local loss, after each layer but the last (J16, section 3.3).
 
 python train.py --config=configs/cifar.py
 
