@@ -49,7 +49,7 @@ class Scale(NamedTuple):
 
 SCALES: dict[Size, Scale] = {
     "trial": Scale(1, 1, {2: (40, 100)}),
-    "quick": Scale(2, 10, {2: (100, 1000), 100: (300, 2000)}),
+    "quick": Scale(2, 10, {2: (100, 1000), 100: (300, 2500)}),
     "full": Scale(4, 10, {2: (100, 2000), 100: (300, 4000)}),
 }
 _WIDTH, _RATE = 8, 0.05
