@@ -9,6 +9,7 @@ from pathlib import Path
 from benchmarks.part import environment
 from decoupled.training.workdir import write_whole
 from experiments.accuracy.page import markdown, render
+from experiments.accuracy.recorded import keep
 from experiments.accuracy.settings import METHODS, NETWORKS, Chosen
 from experiments.accuracy.study import study
 
@@ -27,6 +28,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--processes", type=int, default=0, help="that run at a time; 0: one a core")
     parser.add_argument("--turns", type=int, default=20, help="of the timing of steps")
     parser.add_argument("--out", type=Path, default=Path("runs/accuracy"))
+    parser.add_argument("--record", type=Path, help="file in results/ where the study is kept")
     chosen = parser.parse_args(arguments)
     named = [name.strip() for name in chosen.methods.split(",")]
     for name in set(named) - METHODS.keys():
@@ -46,6 +48,8 @@ def main(arguments: list[str] | None = None) -> None:
         "methods": [finding.told() for finding in found],
     }
     write_whole(chosen.out / f"{name}.json", json.dumps(told, indent=2) + "\n")
+    if chosen.record is not None:
+        keep(told, chosen.record)
     write_whole(chosen.out / f"{name}.html", render(common, command, found))
     print(f"{table}\nwritten: {chosen.out / f'{name}.html'} and {chosen.out / f'{name}.json'}")
 
