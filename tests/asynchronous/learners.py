@@ -25,6 +25,14 @@ def alike():
     return _learner([module._replace(name="layer") for module in modules])
 
 
+def like_layers_above():
+    """The same, with SGs built like the layers above them, of which some are in another stage."""
+    return _learner(
+        helpers.mlp_modules(depth=2, width=6, norm="batch", dropout=0.2),
+        estimators.surrogate(),
+    )
+
+
 def failing_in_workers():
     """The same, but a module of it cannot be run outside of the first process."""
     first, *others = helpers.mlp_modules(depth=2, width=6)
@@ -37,8 +45,9 @@ def failing_in_workers():
     return _learner([first._replace(apply=apply), *others])
 
 
-def _learner(modules):
-    boundaries = [estimators.linear(estimators.one_hot(helpers.CLASSES))] * (len(modules) - 1)
+def _learner(modules, estimator=None):
+    estimator = estimator or estimators.linear(estimators.one_hot(helpers.CLASSES))
+    boundaries = [estimator] * (len(modules) - 1)
     loss = decoupled.losses.softmax_cross_entropy
     return decoupled.make_learner(modules, boundaries, loss, optax.adam(0.02), optax.adam(0.02))
 

@@ -116,6 +116,23 @@ def test_the_highest_stage_sends_targets_and_nothing_up(state):
     np.testing.assert_allclose(step.down.grad_h, oracle._targets[5], rtol=1e-4, atol=1e-6)
 
 
+def test_an_estimator_is_built_like_layers_of_another_stage():
+    learner = learners.like_layers_above()
+    state = learners.start(learner)
+    lower, _ = make_plan(
+        learners.like_layers_above, state, BATCHES[0], learners.KEY, 2, AsyncOptions(max_staleness=3)
+    )
+    target = np.random.default_rng(0).normal(size=(16, 6)).astype(np.float32)
+    oracle = learners.Oracle(learner, state)
+    for number in (0, 1):
+        oracle.update_lower(number, *BATCHES[number])
+    oracle.fit_lower(0, target)
+    inputs = [Input(number, *BATCHES[number]) for number in (0, 1)]
+    final = work(lower, [*inputs, Target(0, target)])[-1].state
+    chex.assert_trees_all_close(final.modules, tuple(oracle.modules[:2]), rtol=1e-3, atol=1e-5)
+    chex.assert_trees_all_close(final.estimators, tuple(oracle.estimators), rtol=1e-3, atol=1e-5)
+
+
 def test_equal_modules_are_told_apart_across_stages(state):
     plans = make_plan(learners.alike, state, BATCHES[0], learners.KEY, 2, AsyncOptions())
     assert [stage.modules for stage in plans] == [("layer_0", "layer_1"), ("layer_2",)]
