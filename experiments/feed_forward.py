@@ -52,7 +52,7 @@ class Scale(NamedTuple):
 SCALES: dict[Size, Scale] = {
     "trial": Scale(data.digits, (2,), 2000, 8, 2, 1, 256, (8,), 2),
     "quick": Scale(data.digits, (3, 6), 2000, 64, 40, 12, 64, (128, 128), 3),
-    "full": Scale(mnist, (3, 4, 5, 6, 21), 20_000, 256, 12, 4, 128, (512, 512), 3),
+    "full": Scale(mnist, (3, 4, 5, 6, 21), 10_000, 256, 15, 5, 128, (256, 256), 3),
 }
 _RATE = 1e-3
 PROBABILITIES = (1.0, 0.2, 0.05)
