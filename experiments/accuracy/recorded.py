@@ -80,7 +80,8 @@ def commit() -> str:
     """Of the code that runs, with a + where files differ from it; "unknown" outside a repository."""
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+        command = ["git", *arguments]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", check=True)
         return done.stdout.strip()
 
     try:

@@ -116,6 +116,7 @@ def test_the_highest_stage_sends_targets_and_nothing_up(state):
     np.testing.assert_allclose(step.down.grad_h, oracle._targets[5], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_an_estimator_is_built_like_layers_of_another_stage():
     learner = learners.like_layers_above()
     state = learners.start(learner)
