@@ -121,7 +121,6 @@ def weights_of(network):
 
 NAMES = (*helpers.every_method(),)
 IN_GATE = {
-    ("two_towers", "similarity"),
     ("padded_tokens", "bp_lambda"),
     ("padded_tokens", "recursive_least_squares"),
     ("two_heads", "direct_feedback_alignment"),

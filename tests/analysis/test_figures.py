@@ -32,6 +32,7 @@ def curves(figure):
     return [axes.get_lines()[0].get_ydata() for axes in figure.axes]
 
 
+@pytest.mark.slow
 def test_every_figure_is_drawn(network):
     learner, state, x, y = network
     figures = all_figures(learner, state, x, y, KEY)

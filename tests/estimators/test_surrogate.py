@@ -79,7 +79,8 @@ def test_it_waits_for_nothing_and_descends_no_loss_of_labels():
     assert lengths[1] < lengths[0]
 
 
-@pytest.mark.parametrize("kind", ["tokens", pytest.param("examples", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["tokens", "examples"])
 def test_what_does_not_count_changes_nothing(kind):
     if kind == "tokens":
         learner = helpers.make_learner(

@@ -64,6 +64,7 @@ def test_it_predicts_from_its_workdir(there):
         predict(np.ones((3, 2), np.uint8))
 
 
+@pytest.mark.slow
 def test_its_figures_are_drawn(there):
     """But for those of classes, of which it has none."""
     text = analyse("run", examples=100).read_text(encoding="utf-8")

@@ -108,6 +108,7 @@ def test_step_times_are_relative_to_backprop():
     assert ratios["noise"] > 0
 
 
+@pytest.mark.slow
 def test_a_seed_gives_what_train_gives(tmp_path):
     config = compare.sized(compare_config.get_config())
     config.epochs = 2
