@@ -98,6 +98,7 @@ def test_every_method_has_a_row():
         assert told["target"] == own_loss.get(name, "gradient from above")
 
 
+@pytest.mark.slow
 def test_step_times_are_relative_to_backprop():
     config = compare.sized(compare_config.get_config())
     config.model.mlp.depth = 1

@@ -34,9 +34,7 @@ def scales(state):
     return [node.inner[1].scale for node in nodes if isinstance(node, ValueState)]
 
 
-@pytest.mark.parametrize(
-    "way", helpers.gate(["fused", "microbatches", "dispatched"], "fused", "dispatched")
-)
+@pytest.mark.parametrize("way", helpers.gate(["fused", "microbatches", "dispatched"], "fused"))
 def test_modules_are_told_the_loss_of_the_step_before(way):
     """At so high a rate that it goes up and down, so that the rate is lowered."""
     x, y = helpers.batch()

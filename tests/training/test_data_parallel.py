@@ -76,7 +76,9 @@ def of_one_device():
     return take_steps("none")
 
 
-@pytest.mark.parametrize("mode", WAYS)
+@pytest.mark.parametrize(
+    "mode", [pytest.param(w, marks=[pytest.mark.slow] * (w == "shard_map")) for w in WAYS]
+)
 def test_steps_and_measurements_are_those_of_one_device(mode, of_one_device):
     taken = take_steps(mode)
     chex.assert_trees_all_close(taken, of_one_device, rtol=2e-3, atol=2e-4)

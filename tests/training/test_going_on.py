@@ -157,6 +157,7 @@ def test_a_pipeline_is_trained_further_from_what_was_on_its_way(tmp_path):
     assert told(tmp_path / "parts") == told(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_going_on_in_another_mode_whose_state_is_the_same(whole, finished, tmp_path):
     """On a mesh, with the numbers of one device but for rounding."""
     (_, expected), (path, _) = whole, copied(finished, tmp_path)

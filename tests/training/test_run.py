@@ -105,7 +105,10 @@ def test_report_stands_alone(finished):
             {"estimator.name": "recursive_least_squares", "boundaries": "0,2", "show_test": True},
             marks=pytest.mark.slow,
         ),
-        {"estimator.name": "linear", "estimator.conditioned": False, "model.dtype": "bfloat16"},
+        pytest.param(
+            {"estimator.name": "linear", "estimator.conditioned": False, "model.dtype": "bfloat16"},
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             {"estimator.name": "mlp", "model.norm": "layer", "validation_examples": 0},
             marks=pytest.mark.slow,
