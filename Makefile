@@ -67,7 +67,7 @@ results: .venv/installed
 compare: .venv/installed
 	$(BIN)/python -m experiments.compare $(ARGS)
 
-# What U17 and J16 claim, measured: runs/paper/index.html and claims.json (9 minutes); paper-full: more seeds, on
+# What U17 and J16 claim, measured: runs/paper/index.html and claims.json (about 10 minutes); paper-full: more seeds, on
 # Fashion-MNIST (an hour).
 paper: .venv/installed
 	$(BIN)/python -m experiments.paper $(ARGS)
