@@ -68,7 +68,7 @@ compare: .venv/installed
 	$(BIN)/python -m experiments.compare $(ARGS)
 
 # What U17 and J16 claim, measured: runs/paper/index.html and claims.json (about 10 minutes); paper-full: more seeds, on
-# Fashion-MNIST (an hour).
+# MNIST, or Fashion-MNIST where that is not at hand (more than an hour).
 paper: .venv/installed
 	$(BIN)/python -m experiments.paper $(ARGS)
 

@@ -3,6 +3,7 @@
 python -m experiments.feed_forward
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -101,6 +102,7 @@ def measure(size: Size) -> Finding:
     )
     x, y = x[: scale.examples], y[: scale.examples]
 
+    @functools.cache  # Equal steps and equal updates begin with one run.
     def accuracies(depth: int, method: str, epochs: int, probability: float = 1.0) -> np.ndarray:
         """On the test set, one a seed."""
         sizes = (len(x), scale.batch_size, epochs, _RATE)

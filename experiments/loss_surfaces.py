@@ -207,7 +207,7 @@ def _both_are_needed(cosines: dict[str, np.ndarray], loss: str) -> Check:
     return positive(
         f"{loss}, SGs everywhere: cosine with the true gradient, mean over training and SGs, of SGs that"
         " see h and y above the better of those that see one alone",
-        interval(means["h and y"] - one),
+        interval(means[_BOTH] - one),
     )
 
 

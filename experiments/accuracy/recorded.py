@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import command_line
 from decoupled.errors import UsageError
 from decoupled.training.workdir import write_whole
 from experiments.accuracy.costs import Costs
@@ -111,4 +112,4 @@ def main(documents: Sequence[Path] = DOCUMENTS) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run("recorded", main)

@@ -31,7 +31,7 @@ def batch_for(kind):
     return *images(side=8), losses.softmax_cross_entropy
 
 
-@pytest.mark.parametrize("kind", [pytest.param("images", marks=pytest.mark.slow), "tokens"])
+@pytest.mark.parametrize("kind", helpers.gate(["images", "tokens"], "tokens"))
 def test_true_gradients_down_the_chain_are_those_of_the_whole_network(kind):
     layers, (x, y, loss) = all_kinds_of_layers()[kind], batch_for(kind)
     learner = helpers.make_learner(layers, estimators.backprop(), loss=loss)

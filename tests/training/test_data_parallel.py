@@ -13,6 +13,7 @@ from decoupled.data import shuffled_batches
 from decoupled.training import Workdir, read_metrics, train_and_evaluate
 from decoupled.training.builder import build
 from decoupled.training.step import alignment_step, evaluator, no_totals
+from tests.helpers import gate
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -76,9 +77,7 @@ def of_one_device():
     return take_steps("none")
 
 
-@pytest.mark.parametrize(
-    "mode", [pytest.param(w, marks=[pytest.mark.slow] * (w == "shard_map")) for w in WAYS]
-)
+@pytest.mark.parametrize("mode", gate(WAYS, "mesh", "pmap"))
 def test_steps_and_measurements_are_those_of_one_device(mode, of_one_device):
     taken = take_steps(mode)
     chex.assert_trees_all_close(taken, of_one_device, rtol=2e-3, atol=2e-4)
